@@ -1,0 +1,33 @@
+# make demo   a base checkpoint becomes an assistant, on this machine, in about two minutes
+# make test   lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: test demo lint test-slow bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/toolkit run recipes/quickstart.yaml --overwrite
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest -q -s -m benchmark
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis
