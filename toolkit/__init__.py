@@ -1,0 +1,33 @@
+"""Post-training on the Hugging Face stack: one frozen base, LoRA adapters, one recipe.
+
+Everything here loads what it needs when it is called; importing the package loads no torch.
+"""
+
+import importlib
+import os
+from typing import Any
+
+# Set before anything of the Hub is imported: TRL reports every trainer's start otherwise.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "sft": "toolkit.pipeline",
+    "evaluate": "toolkit.pipeline",
+    "run": "toolkit.pipeline",
+    "build": "toolkit.pipeline",
+    "load": "toolkit.models.load",
+    "ToolkitError": "toolkit.errors",
+}
+__all__ = ["ToolkitError", "__version__", "build", "evaluate", "load", "run", "sft"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,125 @@
+"""Keys that are each right and together wrong, and keys that a stage cannot do without."""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import RecipeError
+from toolkit.recipe.keys import TRAINING, did_you_mean
+
+Where = Callable[[str], str]
+
+
+def check_combinations(
+    stage: str, written: Mapping[str, Any], where: Where, given: Collection[str]
+) -> None:
+    """Check one stage's keys against one another.
+
+    Args:
+        stage: the stage.
+        written: its keys, each checked by itself.
+        where: how messages name a key's place, and with "" the stage's.
+        given: names of the objects that Python gave, such as `model`.
+
+    Raises:
+        RecipeError: for the first combination that is wrong.
+    """
+    if not written.get("model_name_or_path") and "model" not in given:
+        raise RecipeError(f"{where('')}: stage {stage!r} needs model_name_or_path")
+    if stage == "evaluate":
+        if not written.get("tasks"):
+            raise RecipeError(f"{where('')}: stage 'evaluate' needs tasks, a list of mappings")
+        return
+    _check_data(stage, written, where, given)
+    _check_model(written, where)
+    if written.get("fp16") and written.get("bf16"):
+        raise RecipeError(f"{where('fp16')}: fp16 and bf16 are both true; write one of the two")
+    steps, warmup = written.get("max_steps", -1), written.get("warmup_steps", 0)
+    if steps > 0 and warmup >= 1 and warmup > steps:
+        raise RecipeError(
+            f"{where('warmup_steps')}: warmup_steps {warmup} is more than max_steps {steps}; the "
+            "learning rate would never be reached"
+        )
+    if written.get("packing") and written.get("max_length", 1) is None:
+        raise RecipeError(f"{where('max_length')}: packing needs a max_length, found null")
+
+
+def _check_data(
+    stage: str, written: Mapping[str, Any], where: Where, given: Collection[str]
+) -> None:
+    if written.get("dataset_name") and written.get("datasets"):
+        raise RecipeError(
+            f"{where('datasets')}: dataset_name and datasets are both given; TRL would ignore "
+            "dataset_name: write one of the two"
+        )
+    named = written.get("dataset_name") or written.get("datasets")
+    if stage in TRAINING and not named and "train_dataset" not in given:
+        raise RecipeError(f"{where('')}: stage {stage!r} needs dataset_name (or datasets)")
+
+
+def _check_model(written: Mapping[str, Any], where: Where) -> None:
+    quantized = [key for key in ("load_in_4bit", "load_in_8bit") if written.get(key)]
+    if len(quantized) > 1:
+        raise RecipeError(
+            f"{where(quantized[1])}: load_in_4bit and load_in_8bit exclude one another"
+        )
+    if written.get("use_peft", True):
+        return
+    if quantized:
+        raise RecipeError(
+            f"{where(quantized[0])}: {quantized[0]} with use_peft: false: quantized weights cannot "
+            "be trained; leave one of the two out"
+        )
+    if written.get("start_from") is not None:
+        raise RecipeError(
+            f"{where('start_from')}: start_from continues an adapter, but use_peft is false; to "
+            "train a whole model further, give its folder as model_name_or_path"
+        )
+
+
+def check_references(
+    written: Mapping[str, Any], where: Where, earlier: Sequence[str], later: Sequence[str]
+) -> None:
+    """Check that what a stage starts from, examines or is rewarded by is there before it.
+
+    Args:
+        written: the stage's keys.
+        where: how messages name a key's place.
+        earlier: names of the stages before it.
+        later: names of itself and of the stages after it.
+
+    Raises:
+        RecipeError: for a name that is no earlier stage, no path and no Hub id.
+    """
+    references = [("start_from", written.get("start_from"))]
+    references += [("of", name) for name in written.get("of") or () if name != "base"]
+    references += [
+        ("reward_funcs", name.removeprefix("adapter:"))
+        for name in written.get("reward_funcs") or ()
+        if name.startswith("adapter:")
+    ]
+    for key, name in references:
+        if name is None or name in earlier:
+            continue
+        if name in later:
+            raise RecipeError(
+                f"{where(key)}: {key} names {name!r}, which does not come before this stage; move "
+                "it up, or write ./… for a folder"
+            )
+        if not _is_place(name):
+            known = f"; earlier stages: {', '.join(earlier)}" if earlier else ""
+            raise RecipeError(
+                f"{where(key)}: {key} names {name!r}, which is no earlier stage, no folder and no "
+                f"Hub id (OWNER/NAME){did_you_mean(name, earlier, known)}"
+            )
+
+
+def _is_place(name: str) -> bool:
+    """Whether a reference is a path or a Hub id rather than a stage's name."""
+    if re.search(r"[/\\]", name) or name.startswith("~"):
+        return True
+    try:
+        return bool(name) and Path(name).is_dir()
+    except (OSError, ValueError):
+        return False

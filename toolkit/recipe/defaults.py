@@ -1,0 +1,36 @@
+"""The defaults that differ from upstream's, each because LoRA or correctness asks for it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.recipe.keys import TRAINING, keys_of
+
+ADAPTED = tuple(stage for stage in TRAINING if stage != "pretrain")
+
+# TRL's rates for DPO and GRPO are those of full fine-tuning
+LEARNING_RATES = {"sft": 2e-4, "reward": 1e-4, "dpo": 1e-5, "grpo": 1e-5, "ppo": 1e-5}
+
+
+def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Our defaults that are in force and differ from upstream's.
+
+    Args:
+        stage: the stage.
+        written: what the recipe gives; it wins, and `use_peft: false` leaves upstream's rates.
+    """
+    ours: dict[str, Any] = {"dtype": "auto"}
+    if stage == "sft":
+        ours["assistant_only_loss"] = True
+    if stage in ADAPTED:
+        ours["use_peft"] = True
+        if written.get("use_peft", True):
+            ours["learning_rate"] = LEARNING_RATES[stage]
+            # an adapter that is continued brings its own
+            if written.get("start_from") is None:
+                ours["lora_target_modules"] = "all-linear"
+    known = keys_of(stage)
+    return {
+        key: value
+        for key, value in ours.items()
+        if key not in written and known[key].default != value
+    }

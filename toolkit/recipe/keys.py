@@ -1,0 +1,157 @@
+"""The keys that each stage knows: upstream's, and the few that are ours."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from toolkit.recipe.upstream import ENUMS, Field, fields_of, members_of
+
+# stage -> TRL's configuration of its trainer; PPO here is GRPO's trainer with a value adapter
+CONFIGS: Mapping[str, str | None] = {
+    "pretrain": "SFTConfig",
+    "sft": "SFTConfig",
+    "reward": "RewardConfig",
+    "dpo": "DPOConfig",
+    "grpo": "GRPOConfig",
+    "ppo": "GRPOConfig",
+    "evaluate": None,
+}
+STAGES = tuple(CONFIGS)
+STAGES_AVAILABLE = ("sft", "evaluate")
+TRAINING = tuple(stage for stage, config in CONFIGS.items() if config)
+
+OURS = "toolkit"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A word of a recipe.
+
+    Attributes:
+        name: the key, the flag and the Python keyword.
+        annotation: its type, as upstream writes it.
+        default: upstream's default, or ours where the key is ours.
+        help: what it means.
+        choices: the values allowed, where they are few.
+        owner: the upstream class that takes it; "toolkit" for ours.
+    """
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+    choices: tuple[Any, ...] | None
+    owner: str
+
+
+def _own(name: str, annotation: str, default: Any, text: str) -> Key:
+    return Key(name, annotation, default, text, None, OURS)
+
+
+NAMING = (
+    _own("stage", "str", None, f"What is done: {', '.join(STAGES)}."),
+    _own("name", "str", None, "In a pipeline: the stage's own name, and its folder."),
+)
+# Upstream's word for a flag that says yes; here it names what is trusted, so the type is ours.
+TRUST = _own(
+    "trust_remote_code",
+    "str | bool",
+    False,
+    "REPO@SHA: the one repository, at one 40-digit revision, whose code may run. Not in a file.",
+)
+TRAINING_KEYS = (
+    _own(
+        "start_from",
+        "str | None",
+        None,
+        "The adapter whose copy is trained on: an earlier stage's name, a folder or a Hub id.",
+    ),
+    _own(
+        "global_batch_size",
+        "int | None",
+        None,
+        "What one optimizer step sees on any number of devices; the accumulation is derived.",
+    ),
+    _own("dataset_revision", "str | None", None, "The revision of dataset_name on the Hub."),
+    TRUST,
+)
+REWARD_KEYS = (
+    _own(
+        "reward_funcs",
+        "list[str] | None",
+        None,
+        "Registry names, package.module:function, file.py:function, or adapter:NAME.",
+    ),
+)
+PPO_KEYS = (
+    _own("vf_coef", "float", 0.1, "Weight of the value loss."),
+    _own("gamma", "float", 1.0, "Discount per token."),
+    _own("lam", "float", 0.95, "Bias-variance weight of generalised advantage estimation."),
+    _own("cliprange_value", "float", 0.2, "Clip range of the value loss."),
+    _own("missing_eos_penalty", "float | None", None, "Subtracted where a completion never stops."),
+    _own("value_learning_rate", "float", 1e-4, "The learning rate of the value adapter."),
+)
+EVALUATE_KEYS = (
+    _own("tasks", "list[dict[str, Any]] | None", None, "What is asked, one mapping per task."),
+    _own("of", "list[str] | None", None, "What is examined: base, stages, folders or Hub ids."),
+    _own("num_few_shot", "int", 4, "Solved examples that are shown to the base."),
+    _own("num_generations", "int", 4, "Completions sampled per question."),
+    _own("temperature", "float", 1.0, "Sampling temperature; 0 takes the likeliest token."),
+    _own("top_p", "float", 1.0, "Share of probability that is sampled from."),
+    _own("top_k", "int", 0, "How many tokens are sampled from; 0 for all."),
+    _own("max_completion_length", "int", 256, "Longest completion, in tokens."),
+    _own("per_device_eval_batch_size", "int", 32, "Completions sampled together on a device."),
+    _own("output_dir", "str | None", None, "Where the results go."),
+    _own("seed", "int", 42, "Seed of the sampling."),
+    TRUST,
+)
+
+
+@cache
+def keys_of(stage: str) -> Mapping[str, Key]:
+    """Every key that a stage knows, ours first; a KeyError for a word that is no stage."""
+    config = CONFIGS[stage]
+    found = {key.name: key for key in (*NAMING, *_own_keys(stage))}
+    owners = (
+        "ModelConfig",
+        *((config, "ScriptArguments", "DatasetMixtureConfig") if config else ()),
+    )
+    for owner in owners:
+        for field in fields_of(owner).values():
+            if config or not _of_training_only(field.name):
+                found.setdefault(field.name, _key(field, owner))
+    return found
+
+
+def _own_keys(stage: str) -> tuple[Key, ...]:
+    if stage not in TRAINING:
+        return EVALUATE_KEYS
+    rewarded = REWARD_KEYS if stage in ("grpo", "ppo") else ()
+    return (*TRAINING_KEYS, *rewarded, *(PPO_KEYS if stage == "ppo" else ()))
+
+
+def _of_training_only(name: str) -> bool:
+    """Whether a key of the model speaks of the adapter, which an examined one brings itself."""
+    return name.startswith("lora_") or name in ("use_peft", "use_rslora", "use_dora")
+
+
+def _key(field: Field, owner: str) -> Key:
+    choices = field.choices
+    words = field.annotation.replace("|", " ").split()
+    if choices is None and (enum := next((word for word in words if word in ENUMS), None)):
+        choices = members_of(enum)
+    return Key(field.name, field.annotation, field.default, field.help, choices, owner)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like one that is not."""
+    found = difflib.get_close_matches(word[:100], list(known), n=1)
+    return found[0] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown word."""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else otherwise
