@@ -1,0 +1,332 @@
+import gzip
+import json
+from pathlib import Path
+
+import httpx2
+import pytest
+from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from toolkit.data import hub
+from toolkit.data.sources import load_rows, load_table, split_rows
+from toolkit.errors import DataError, HubError, RecipeError
+from toolkit.recipe import recipe_from_keywords
+
+CHAT = {"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]}
+LINE = json.dumps(CHAT)
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def recipe(**keys):
+    return recipe_from_keywords("sft", model_name_or_path="base", output_dir="x", **keys).stages[0]
+
+
+BROKEN = {
+    "empty": (b"", "the file is empty"),
+    "blank": (b"\n\n \n", "the file has no rows"),
+    "cut off": (LINE.encode() + b"\n" + LINE.encode()[:-5], "row 2: the JSON ends too early"),
+    "not json": (LINE.encode() + b"\n\n{'a': 1}\n", "row 3, character 2: not JSON"),
+    "scalar": (b"5\n", "row 1: expected an object, {…}, on each line, found a number"),
+    "array": (b"[1]\n", "found a list"),
+    "null": (b"null\n", "found null"),
+    "twice": (b'{"text": "a"}\n{"text": "a", "text": "b"}\n', "row 2: key 'text' stands twice"),
+    "nan": (b'{"text": "a", "x": NaN}\n', "row 1: NaN is not JSON"),
+    "latin-1": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', "row 2: byte 0xe9 is not UTF-8"),
+    "utf-16": ('{"text": "a"}\n'.encode("utf-16"), "row 1: the file is UTF-16"),
+    "half a pair": (b'{"text": "\\ud83d"}\n', "row 1: half of a surrogate pair"),
+    "one document": (b'[\n{"text": "a"}\n]\n', "name the file .json"),
+    "deep": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_jsonl_names_file_and_line(tmp_path: Path, name: str):
+    content, expected = BROKEN[name]
+    path = write(tmp_path / "rows.jsonl", content)
+    with pytest.raises(DataError) as error:
+        load_table(path)
+    assert expected in str(error.value)
+    assert path in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_jsonl_that_is_read(tmp_path: Path):
+    content = b'\xef\xbb\xbf{"text": "a", "n": 1}\r\n\r\n{"text": "b\\u0000\\ud83d\\ude00"}\r\n'
+    table, origin = load_table(write(tmp_path / "rows.jsonl", content))
+    assert table["text"][:] == ["a", "b\0😀"]
+    assert table["row"][:] == [1, 3]
+    assert table["n"][:] == [1, None]
+    assert origin["rows"] == 2
+    assert len(origin["sha256"]) == 64
+    assert "1 blank line(s) skipped" in origin["notes"][0]
+
+
+def test_objects_of_different_keys_stay_as_they_are(tmp_path: Path):
+    rows = [{"m": [{"a": 1}]}, {"m": [{"b": None}]}, {"m": "text"}]
+    path = write(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, rows)))
+    assert load_table(path)[0]["m"][:] == [row["m"] for row in rows]
+
+
+def test_gzip(tmp_path: Path):
+    whole = gzip.compress(f"{LINE}\n{LINE}\n".encode())
+    assert len(load_table(write(tmp_path / "a.jsonl.gz", whole))[0]) == 2
+    with pytest.raises(DataError, match="gzip stream is broken"):
+        load_table(write(tmp_path / "b.jsonl.gz", whole[:-12]))
+    with pytest.raises(DataError, match=r"cannot read \.zst: unpack it first"):
+        load_table(write(tmp_path / "c.jsonl.zst", b"x"))
+
+
+def test_json_document(tmp_path: Path):
+    for value in (
+        [CHAT, CHAT],
+        {"data": [CHAT, CHAT], "tags": []},
+        {"version": 1, "rows": [CHAT] * 2},
+    ):
+        table, _ = load_table(write(tmp_path / "a.json", json.dumps(value)))
+        assert table["row"][:] == [1, 2]
+        assert table[1]["messages"] == CHAT["messages"]
+    with pytest.raises(DataError, match="found an object with the keys a, b"):
+        load_table(write(tmp_path / "b.json", '{"a": 1, "b": 2}'))
+    with pytest.raises(DataError, match="row 2: expected an object, found a number"):
+        load_table(write(tmp_path / "c.json", '[{"a": 1}, 5]'))
+    with pytest.raises(DataError, match="row 3, character"):
+        load_table(write(tmp_path / "d.json", '[{"a": 1},\n{"a": 2},\n{"a" 2}]'))
+
+
+def test_csv_cells_are_text_and_numbered_by_line(tmp_path: Path):
+    path = write(tmp_path / "a.csv", 'prompt,completion\n"1+\n1",2\nx,"007"\n')
+    table, _ = load_table(path)
+    assert table["completion"][:] == ["2", "007"]
+    assert table["prompt"][0] == "1+\n1"
+    assert table["row"][:] == [2, 4]
+    with pytest.raises(DataError, match="row 3: expected 2 cells, found 3"):
+        load_table(write(tmp_path / "b.csv", "a,b\n1,2\n1,2,3\n"))
+    with pytest.raises(DataError, match="header needs distinct names"):
+        load_table(write(tmp_path / "c.csv", "a,a\n1,2\n"))
+    assert load_table(write(tmp_path / "d.tsv", "text\tn\na, b\t1\n"))[0]["text"][:] == ["a, b"]
+
+
+def test_parquet(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    Dataset.from_list([CHAT] * 3).to_parquet(path)
+    assert load_table(str(path))[0]["row"][:] == [1, 2, 3]
+    with pytest.raises(DataError, match="not a Parquet file"):
+        load_table(write(tmp_path / "b.parquet", "nonsense"))
+
+
+def test_folder_by_the_names_of_its_files(tmp_path: Path):
+    write(tmp_path / "train-00.jsonl", f"{LINE}\n" * 3)
+    write(tmp_path / "train-01.jsonl", f"{LINE}\n" * 2)
+    write(tmp_path / "test.jsonl", f"{LINE}\n")
+    write(tmp_path / "README.md", "about")
+    table, _ = load_table(str(tmp_path))
+    assert len(table) == 5
+    assert table[4]["source"].endswith("train-01.jsonl")
+    assert table[4]["row"] == 2
+    assert len(load_table(str(tmp_path), split="test")[0]) == 1
+    assert len(load_table(str(tmp_path), split="train+test")[0]) == 6
+    with pytest.raises(
+        DataError, match="no split 'validation'; found test, train: .*test_split_size"
+    ):
+        load_table(str(tmp_path), split="validation")
+
+
+def test_folder_of_save_to_disk(tmp_path: Path):
+    rows = Dataset.from_list([CHAT] * 4)
+    DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "both")
+    rows.save_to_disk(tmp_path / "one")
+    assert len(load_table(str(tmp_path / "both"), split="test")[0]) == 1
+    assert load_table(str(tmp_path / "one"))[0]["row"][:] == [1, 2, 3, 4]
+    with pytest.raises(DataError, match="has no file of"):
+        (tmp_path / "empty").mkdir()
+        load_table(str(tmp_path / "empty"))
+
+
+def test_part_of_a_split_keeps_line_numbers(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", f"{LINE}\n" * 10)
+    assert load_table(path, split="train[2:5]")[0]["row"][:] == [3, 4, 5]
+    assert load_table(path, split="train[-20%:]")[0]["row"][:] == [9, 10]
+    with pytest.raises(DataError, match="cannot read split"):
+        load_table(path, split="train[2:x]")
+
+
+def test_data_files_with_a_builders_name(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", f"{LINE}\n")
+    assert len(load_table("json", data_files=path)[0]) == 1
+    assert len(load_table("json", data_files={"train": [path], "test": path}, split="test")[0]) == 1
+    with pytest.raises(DataError, match="no file or folder"):
+        load_table("json", data_files=str(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["{}/chat.jsonl", "./nowhere", "a/b/c", "{}/none/x.json"])
+def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path, name: str):
+    write(tmp_path / "chats.jsonl", LINE)
+    with pytest.raises(DataError, match="no file or folder /") as error:
+        load_table(name.format(tmp_path))
+    if "chat.jsonl" in name:
+        assert "near names there: chats.jsonl" in str(error.value)
+
+
+def answer(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "https://hub.test"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RepositoryNotFoundError("x", response=answer(404)), "is not on the Hub, or is private"),
+        (RevisionNotFoundError("x", response=answer(404)), "no revision 'v9'"),
+        (GatedRepoError("x", response=answer(403)), "is gated: accept its terms at"),
+    ],
+)
+def test_hub_refusals_are_one_line_before_any_download(monkeypatch, raised, expected):
+    def refuse(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(hub.datasets, "load_dataset", lambda *_, **__: pytest.fail("downloaded"))
+    with pytest.raises(HubError) as error:
+        load_table("owner/name", revision="v9")
+    message = str(error.value)
+    assert expected in message
+    assert "https://huggingface.co/datasets/owner/name" in message
+    assert "\n" not in message
+    if not isinstance(raised, RevisionNotFoundError):
+        assert "`hf auth login`" in message
+
+
+def test_gated_files_are_asked_for_though_the_page_is_public(monkeypatch):
+    class Page:
+        gated, sha = "auto", "0" * 40
+
+    def refuse(*_, **__):
+        raise GatedRepoError("x", response=answer(403))
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: Page)
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
+    with pytest.raises(HubError, match="is gated"):
+        load_table("owner/name")
+
+
+def test_without_a_connection_the_cache_is_asked(monkeypatch):
+    def offline(*_, **__):
+        raise OfflineModeIsEnabled("offline")
+
+    def cached(name, config, *, split, revision):
+        assert (name, config, split, revision) == ("owner/name", "main", "train", None)
+        return Dataset.from_list([CHAT])
+
+    monkeypatch.setattr(HfApi, "dataset_info", offline)
+    monkeypatch.setattr(hub.datasets, "load_dataset", cached)
+    table, origin = load_table("owner/name", config="main")
+    assert (len(table), origin["revision"]) == (1, None)
+    monkeypatch.undo()
+    with pytest.raises(HubError, match="not in the local cache and HF_HUB_OFFLINE is set"):
+        load_table("owner/never-heard-of")
+
+
+def test_the_commit_that_was_checked_is_the_one_that_is_read(monkeypatch):
+    class Page:
+        gated, sha = False, "a" * 40
+
+    seen = {}
+
+    def load(name, config, **options):
+        seen.update(options)
+        return Dataset.from_list([CHAT])
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: Page)
+    monkeypatch.setattr(hub.datasets, "load_dataset", load)
+    _, origin = load_table("owner/name", revision="main")
+    assert seen["revision"] == origin["revision"] == "a" * 40
+
+
+def test_split_does_not_depend_on_anything_but_the_seed():
+    rows = Dataset.from_list([{"n": n} for n in range(100)])
+    train, held_out = split_rows(rows, 0.1, seed=3)
+    assert (len(train), len(held_out)) == (90, 10)
+    assert sorted(train["n"][:] + held_out["n"][:]) == list(range(100))
+    assert held_out["n"][:] == sorted(held_out["n"][:])
+    assert held_out["n"][:] == split_rows(rows, 10, seed=3)[1]["n"][:]
+    assert held_out["n"][:] != split_rows(rows, 0.1, seed=4)[1]["n"][:]
+    for size in (100, 0.001):
+        with pytest.raises(DataError, match="both sides need at least one row"):
+            split_rows(rows, size, seed=3)
+
+
+def texts(path: Path, count: int, word: str) -> str:
+    return write(path, "".join(json.dumps({"text": f"{word} {n}"}) + "\n" for n in range(count)))
+
+
+def test_rows_of_a_recipe(tmp_path: Path):
+    path = texts(tmp_path / "a.jsonl", 20, "a")
+    rows = load_rows(recipe(dataset_name=path, test_split_size=0.25, eval_strategy="epoch", seed=1))
+    assert rows.eval is not None
+    assert (len(rows.train), len(rows.eval), rows.format) == (15, 5, "text")
+    assert not rows.conversational
+    assert set(rows.train["row"][:]).isdisjoint(rows.eval["row"][:])
+    assert load_rows(recipe(dataset_name=path)).eval is None
+
+
+def test_evaluation_without_rows_is_refused(tmp_path: Path):
+    path = texts(tmp_path / "a.jsonl", 4, "a")
+    with pytest.raises(DataError, match=r"no split 'test'.*test_split_size"):
+        load_rows(recipe(dataset_name=path, eval_strategy="epoch"))
+    with pytest.raises(RecipeError, match="no rows to evaluate on; set test_split_size"):
+        load_rows(recipe(datasets=[{"path": path}], eval_strategy="epoch"))
+
+
+def test_streaming_is_refused(tmp_path: Path):
+    path = texts(tmp_path / "a.jsonl", 4, "a")
+    with pytest.raises(RecipeError, match="dataset_streaming is not supported"):
+        load_rows(recipe(dataset_name=path, dataset_streaming=True))
+
+
+def test_mixture_keeps_the_first_rows_in_the_fractions(tmp_path: Path):
+    entries = [
+        {"path": texts(tmp_path / "a.jsonl", 10, "a"), "fraction": 3.0},
+        {"path": texts(tmp_path / "b.jsonl", 100, "b"), "fraction": 1.0},
+    ]
+    rows = load_rows(recipe(datasets=entries))
+    kept = rows.train["text"][:]
+    # 10 rows are three quarters of 13.3
+    assert kept == [f"a {n}" for n in range(10)] + [f"b {n}" for n in range(3)]
+    assert [p["used"] for p in rows.provenance] == [10, 3]
+    assert {Path(source).name for source in rows.train["source"][:]} == {"a.jsonl", "b.jsonl"}
+    with pytest.raises(DataError, match="fraction is given for all entries or for none"):
+        load_rows(recipe(datasets=[entries[0], {"path": entries[1]["path"]}]))
+
+
+def test_mixture_of_forms_is_refused(tmp_path: Path):
+    chats = write(tmp_path / "chats.jsonl", f"{LINE}\n")
+    entries = [{"path": texts(tmp_path / "a.jsonl", 3, "a")}, {"path": chats}]
+    with pytest.raises(DataError, match=r"chats\.jsonl has messages rows, but .*a\.jsonl has text"):
+        load_rows(recipe(datasets=entries))
+
+
+def test_rows_from_python():
+    rows = load_rows(recipe(dataset_name="x"), train_dataset=[CHAT, CHAT], eval_dataset=[CHAT])
+    assert rows.eval is not None
+    assert (len(rows.train), len(rows.eval)) == (2, 1)
+    assert rows.conversational
+    assert any("1 of the 1 held-out rows are training rows too" in note for note in rows.notes)
+    with pytest.raises(DataError, match="train_dataset, row 2: expected a mapping, found text"):
+        load_rows(recipe(dataset_name="x"), train_dataset=[CHAT, "no"])  # type: ignore[list-item]
+
+
+def test_gsm8k(gsm8k: Path):
+    rows = load_rows(recipe(dataset_name=str(gsm8k)))
+    assert (len(rows.train), rows.format) == (7473, "messages")
+    first = rows.train[0]["messages"]
+    assert [m["role"] for m in first] == ["user", "assistant"]
+    assert first[1]["content"].endswith("#### 72")
