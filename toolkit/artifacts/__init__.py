@@ -1,0 +1,1 @@
+"""What a run leaves on disk: the manifest, and later the report and the Hub's copy."""

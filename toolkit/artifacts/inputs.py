@@ -1,0 +1,124 @@
+"""What a stage's result depends on, as digests: if none of it changed, the stage need not run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts.manifest import MANIFEST, digest_of, digest_of_files, read_json, sha256_of
+from toolkit.recipe import StageRecipe
+
+# Keys that change where things go or what is shown, not what is trained.
+NEUTRAL = {
+    "output_dir", "run_name", "report_to", "project", "trackio_space_id", "resume_from_checkpoint",
+    "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_level",
+    "log_level_replica", "disable_tqdm", "save_total_limit", "save_steps", "save_strategy",
+    "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push",
+    "hub_revision", "dataset_num_proc", "dataloader_num_workers",
+}  # fmt: skip
+SAMPLED_BYTES = 1 << 20  # of a large weight file, what is read from its start and its end
+MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json",
+               "tokenizer_config.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
+
+
+def inputs_of(
+    stage: StageRecipe, earlier: Mapping[str, Path], objects: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that a stage's result depends on.
+
+    Args:
+        stage: its recipe.
+        earlier: folders of finished stages, by name.
+        objects: what Python gave in place of names.
+
+    Returns:
+        Plain data: the recipe's keys, and one digest or id for the base, each data set, each
+        earlier stage and each object.
+    """
+    recipe = {key: value for key, value in stage.resolved().items() if key not in NEUTRAL}
+    found: dict[str, Any] = {"recipe": _plain(recipe)}
+    base = stage.written.get("model_name_or_path")
+    if base:
+        found["base"] = model_identity(str(base))
+    for name in _data_names(stage):
+        found[f"data {name}"] = data_identity(name)
+    for parent in _parents(stage):
+        found[f"from {parent}"] = model_identity(str(earlier.get(parent, parent)))
+    for key, value in objects.items():
+        found[f"object {key}"] = object_identity(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """The value with everything that JSON has no word for as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def _data_names(stage: StageRecipe) -> list[str]:
+    """Every data set that the recipe names."""
+    written = stage.written
+    names = [written.get("dataset_name")]
+    names += [_field(entry, "path") for entry in written.get("datasets") or ()]
+    for task in written.get("tasks") or ():
+        names += [_field(task, "dataset_name"), _field(task, "few_shot")]
+    return [name for name in dict.fromkeys(names) if isinstance(name, str)]
+
+
+def _field(entry: Any, key: str) -> Any:
+    """A field of a mapping or of an upstream dataclass."""
+    return entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+
+
+def _parents(stage: StageRecipe) -> list[str]:
+    """Every earlier stage or folder that the recipe starts from or examines."""
+    start = stage.written.get("start_from")
+    examined = stage.written.get("of") or ()
+    return [name for name in (start, *examined) if name and name != "base"]
+
+
+def data_identity(name: str) -> str:
+    """A digest of a file or folder; of a Hub id, the id (its revision is a key of its own)."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return f"sha256:{sha256_of(path)}"
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return f"sha256:{digest_of_files(path, files)}"
+    return name
+
+
+def model_identity(name: str) -> str:
+    """What a model or an adapter is: its manifest's outputs, a digest of its files, or its id.
+
+    Weight files are sampled, at both ends and by size: a base may have tens of gigabytes.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return name
+    finished = read_json(path / MANIFEST)
+    if finished is not None:
+        return f"sha256:{digest_of(finished['outputs'])}"
+    files = sorted(file for pattern in MODEL_FILES for file in path.glob(pattern))
+    return f"sha256:{digest_of({file.name: _sample(file) for file in files})}"
+
+
+def _sample(file: Path) -> list[Any]:
+    """Size of a file, and its bytes at both ends in hexadecimal digests."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(SAMPLED_BYTES)
+        stream.seek(max(0, size - SAMPLED_BYTES))
+        return [size, digest_of(head.hex()), digest_of(stream.read().hex())]
+
+
+def object_identity(value: Any) -> str:
+    """A digest of rows; for a model and other objects, their class and name."""
+    fingerprint = getattr(value, "_fingerprint", None)
+    if fingerprint is not None:
+        return f"fingerprint:{fingerprint}"
+    if isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value):
+        return f"sha256:{digest_of([dict(row) for row in value])}"
+    return f"{type(value).__name__} {getattr(value, 'name_or_path', '')}".strip()

@@ -1,0 +1,250 @@
+"""Adapters over one frozen base: attach a fresh one, continue a copy of one, save it, prove it.
+
+What depends on the inside of PEFT or TRL is kept here and says the version it was read in.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import TrainableTokensWrapper
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from trl import get_peft_config
+
+from toolkit.errors import RecipeError, TrainingError
+from toolkit.models.chatml import TokenizerChange
+from toolkit.models.load import adapter_config, load_adapter, model_config
+from toolkit.recipe import StageRecipe
+
+# TRL 1.16 reads `lm_head.bias` (trl/trainer/utils.py, add_fused_lm_head), which PEFT 0.21's wrapper
+# around a head with trained tokens does not pass on.
+TrainableTokensWrapper.bias = property(  # pyright: ignore[reportAttributeAccessIssue]
+    lambda self: getattr(self.token_adapter.base_layer, "bias", None)
+)
+
+# recipe key -> LoraConfig field, for the keys that an adapter remembers
+LORA_FIELDS = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
+    "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+
+def attach(model: PreTrainedModel, recipe: StageRecipe, change: TokenizerChange) -> PeftModel:
+    """Put a fresh LoRA adapter on a base; the rows of added tokens are trained with it.
+
+    Args:
+        model: the frozen base.
+        recipe: gives the LoRA keys.
+        change: what was added to the tokenizer.
+
+    Raises:
+        RecipeError: if PEFT refuses the LoRA keys for this model.
+    """
+    config = get_peft_config(model_config(recipe))
+    assert isinstance(config, LoraConfig)
+    if change.trained:
+        config.trainable_token_indices = trained_rows(model, change.trained)
+    try:
+        peft_model = get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(f"LoRA cannot be put on this model: {error}") from error
+    config.revision = (
+        None if Path(str(recipe["model_name_or_path"])).is_dir() else (recipe["model_revision"])
+    )
+    return ready(peft_model)
+
+
+def trained_rows(model: PreTrainedModel, ids: list[int]) -> dict[str, list[int]]:
+    """PEFT's `trainable_token_indices`: the embedding's rows, and an untied head's.
+
+    A tied head follows the embedding by itself.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    rows = {names[embedding]: sorted(ids)}
+    if head is not None and head.weight is not embedding.weight:
+        rows[names[head]] = sorted(ids)
+    return rows
+
+
+def ready(peft_model: Any) -> PeftModel:
+    """Train in float32 over whatever the base holds, and save added rows, never the whole matrix.
+
+    PEFT 0.21 writes the full embedding into the adapter as soon as the vocabulary has grown
+    (save_and_load.py, `save_embedding_layers="auto"`); the trained rows are in it either way.
+    """
+    as_float32(peft_model)
+    peft_model.save_pretrained = functools.partial(
+        peft_model.save_pretrained, save_embedding_layers=False
+    )
+    return peft_model
+
+
+def as_float32(model: Any) -> None:
+    """Hold an adapter in float32, as PEFT loads it; its values stay, and so does a full model."""
+    for parameter in model.parameters() if isinstance(model, PeftModel) else ():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def check_continued(recipe: StageRecipe, parent: str) -> dict[str, Any]:
+    """The adapter that a recipe continues must exist, and the recipe must not contradict it.
+
+    Args:
+        recipe: whose LoRA keys, where written, must be those of the adapter.
+        parent: the adapter's folder or Hub id.
+
+    Returns:
+        Its adapter_config.json.
+
+    Raises:
+        RecipeError: if it is no LoRA adapter, or a key differs, or it belongs to another base.
+    """
+    config = adapter_config(parent)
+    if config is None:
+        raise RecipeError(
+            f"start_from: {parent} holds no adapter_config.json; name the folder of an adapter, "
+            "or give a full model as model_name_or_path"
+        )
+    for key, field in LORA_FIELDS.items():
+        if not recipe.is_written(key):
+            continue
+        ours, theirs = recipe[key], config.get(field)
+        same = sorted(ours) == sorted(theirs) if isinstance(theirs, list) else ours == theirs
+        if not same and not (key == "lora_target_modules" and ours == "all-linear"):
+            raise RecipeError(
+                f"{recipe.where[key]}: {key} is {ours!r}, but the adapter that start_from "
+                f"continues has {theirs!r}; leave the key out, it comes from the adapter"
+            )
+    base = recipe["model_name_or_path"]
+    if base and not same_place(str(base), str(config["base_model_name_or_path"])):
+        raise RecipeError(
+            f"start_from: the adapter {parent} was trained over "
+            f"{config['base_model_name_or_path']}, but model_name_or_path is {base}; an adapter goes on its own base only"
+        )
+    return config
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two names are the same Hub id or the same folder."""
+    return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
+
+
+def continue_from(model: PreTrainedModel, parent: str) -> PeftModel:
+    """Load an adapter onto the base as a copy that will be trained; the original stays as it is."""
+    return ready(PeftModel.from_pretrained(model, parent, is_trainable=True))
+
+
+@torch.no_grad()
+def log_probabilities(model: Any, probe: list[list[int]]) -> list[Tensor]:
+    """Log-probability of every token of each probe sequence, float32 on the CPU.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        probe: token ids, one list of at least two per sequence.
+
+    Returns:
+        One tensor of shape (T - 1,) per sequence of T tokens.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    rows = []
+    for ids in probe:
+        tokens = torch.tensor([ids], device=device)
+        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+        picked = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]
+        rows.append(picked.cpu())
+    model.train(was_training)
+    return rows
+
+
+def prove(
+    directory: Path,
+    probe: list[list[int]],
+    expected: list[Tensor],
+    *,
+    device: torch.device,
+    resident: PeftModel | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Load what was saved, by plain PEFT or transformers, and compare it with what was trained.
+
+    Args:
+        directory: the saved adapter or full model.
+        probe: the token ids that `expected` was computed on.
+        expected: `log_probabilities` of the model in memory.
+        device: where `expected` was computed; the comparison is made there.
+        resident: the model in memory, where its base cannot be loaded again.
+        **kwargs: what `from_pretrained` was given for the base.
+
+    Returns:
+        What was compared, and the largest difference in log-probability.
+
+    Raises:
+        TrainingError: if a saved tensor is not finite or the numbers differ; the files stay.
+    """
+    check_finite(directory)
+    if resident is not None:
+        resident.load_adapter(str(directory), adapter_name="proof")
+        resident.set_adapter("proof")
+        loaded: Any = resident
+    elif (adapter := adapter_config(str(directory))) is not None:
+        loaded = load_adapter(str(directory), adapter, **kwargs)
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(str(directory), **kwargs)
+    if getattr(loaded, "hf_device_map", None) is None:
+        loaded = loaded.to(device)
+    found = log_probabilities(loaded, probe)
+    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    tolerance = TOLERANCE[next(p.dtype for p in loaded.parameters() if p.is_floating_point())]
+    if not difference <= tolerance:
+        raise TrainingError(
+            f"{directory}: what was saved does not give the numbers of what was trained "
+            f"(log-probabilities differ by {difference:.2g}, allowed {tolerance:.0e}); "
+            "the files are kept, but the stage is not finished"
+        )
+    return {
+        "verified": "fresh_load" if resident is None else "resident_base",
+        "sequences": len(probe),
+        "tokens": sum(len(row) for row in expected),
+        "largest_difference": difference,
+        "tolerance": tolerance,
+    }
+
+
+def check_finite(directory: Path) -> None:
+    """Refuse a folder that holds a NaN or an infinity, naming the tensor."""
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - safe_open is not a dict
+                if not torch.isfinite(tensors.get_tensor(key).float()).all():
+                    raise TrainingError(
+                        f"{file}: tensor {key} holds NaN or infinity; the files are kept, but the "
+                        "stage is not finished: lower learning_rate, or look at the last steps in "
+                        "log.jsonl"
+                    )
+
+
+def save_beside(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write, beside an adapter's or a model's weights, its tokenizer and generation defaults."""
+    tokenizer.save_pretrained(str(directory))
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.generation_config.save_pretrained(str(directory))
+
+
+def trained_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in model.parameters())

@@ -1,0 +1,276 @@
+"""Loads a base, a tokenizer, or a finished run, from a folder or from the Hub."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from peft import AutoPeftModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file
+from trl import ModelConfig, get_quantization_config
+
+from toolkit.errors import HubError, RecipeError, ToolkitError
+from toolkit.recipe import StageRecipe
+
+WEIGHTS = ("config.json", "adapter_config.json")
+
+
+def check_model_path(name: str) -> None:
+    """Tell a folder that is not there from a Hub id that is.
+
+    Args:
+        name: what a recipe gave as `model_name_or_path` or `start_from`.
+
+    Raises:
+        RecipeError: if it is, or looks like, a local folder that holds no model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).is_file() for file in WEIGHTS):
+            raise RecipeError(
+                f"{name}: expected a model folder with config.json or adapter_config.json, found "
+                "neither; name the folder that holds the weights"
+            )
+    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise RecipeError(f"{name}: no such folder ({path.absolute()}); check the path")
+
+
+def hub_error(error: Exception, name: str) -> ToolkitError | None:
+    """The one line for a failure to load `name`; None if the failure is something else."""
+    page = f"https://huggingface.co/{name}"
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for cause in causes:
+        if isinstance(cause, GatedRepoError):
+            return HubError(
+                f"{name}: access is gated; accept the terms at {page}, then run `hf auth login`"
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return HubError(f"{name}: no such revision on the Hub; see {page}/commits/main")
+        if isinstance(cause, RepositoryNotFoundError):
+            return HubError(
+                f"{name}: no such repository on the Hub, or it is private; "
+                f"check {page}, or run `hf auth login`"
+            )
+        if isinstance(cause, HFValidationError):
+            return RecipeError(
+                f"{name}: neither a folder here nor a Hub id of the form NAMESPACE/NAME"
+            )
+        if isinstance(cause, LocalEntryNotFoundError):
+            return HubError(
+                f"{name}: not in the local cache and the Hub cannot be reached (offline); "
+                "connect once, or name a local folder"
+            )
+    if isinstance(error, OSError) and "huggingface.co" in str(error):
+        return HubError(f"{name}: the Hub could not give it ({str(error).splitlines()[0]})")
+    return None
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn a failure to load `name` inside the block into one line that names it."""
+    check_model_path(name)
+    try:
+        yield
+    except ToolkitError:
+        raise
+    except Exception as error:
+        line = hub_error(error, name)
+        if line is None:
+            raise
+        raise line from error
+
+
+def load_tokenizer(
+    name_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    padding_side: str = "right",
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base or of a finished run, as it was saved.
+
+    Args:
+        name_or_dir: a folder or a Hub id.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: whether the repository's own Python code may run.
+        padding_side: where a batch is filled up, "right" for training and "left" for generation.
+
+    Raises:
+        RecipeError: if the folder does not exist.
+        HubError: if the Hub does not have it or does not give it.
+    """
+    with loading(str(name_or_dir)):
+        return AutoTokenizer.from_pretrained(
+            str(name_or_dir),
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            padding_side=padding_side,
+        )
+
+
+def device_dtype(name: str, dtype: str | None, **hub: Any) -> str | torch.dtype | None:
+    """The dtype to load with: what was asked, except that "auto" on a CPU is never float16.
+
+    A CPU multiplies float16 slower than float32 and rounds more.
+    """
+    if dtype != "auto" or torch.accelerator.is_available():
+        return dtype
+    return "float32" if declared_dtype(name, **hub) == "float16" else "auto"
+
+
+def declared_dtype(name: str, **hub: Any) -> str:
+    """The dtype that a checkpoint's config declares, by its name; float32 where it says nothing."""
+    declared = getattr(AutoConfig.from_pretrained(name, **hub), "dtype", None)
+    return str(declared or "float32").removeprefix("torch.")
+
+
+def remote_code(recipe: StageRecipe) -> dict[str, Any]:
+    """The revision, and whether its code may run: `--trust_remote_code REPO@SHA` names one only."""
+    revision = recipe["model_revision"]
+    trusted = recipe.written.get("trust_remote_code")
+    if not trusted:
+        return {"revision": revision, "trust_remote_code": False}
+    repo, _, sha = str(trusted).partition("@")
+    if repo != recipe["model_name_or_path"]:
+        raise RecipeError(
+            f"--trust_remote_code names {repo}, but model_name_or_path is "
+            f"{recipe['model_name_or_path']}; the code of one named repository is trusted, no other"
+        )
+    return {"revision": sha, "trust_remote_code": True}
+
+
+def model_config(recipe: StageRecipe) -> ModelConfig:
+    """TRL's ModelConfig of a recipe."""
+    try:
+        return ModelConfig(**recipe.arguments("ModelConfig"))
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def base_arguments(recipe: StageRecipe) -> dict[str, Any]:
+    """What `from_pretrained` is given for a recipe's base: revision, dtype, attention, quantization."""
+    name = str(recipe["model_name_or_path"])
+    config = model_config(recipe)
+    hub = remote_code(recipe)
+    dtype = device_dtype(name, config.dtype, **hub)
+    kwargs: dict[str, Any] = {**hub, "dtype": dtype}
+    if config.attn_implementation is not None:
+        kwargs["attn_implementation"] = config.attn_implementation
+    if config.load_in_4bit or config.load_in_8bit:
+        # TRL hands this dtype to bitsandbytes, which knows no "auto"
+        config.dtype = declared_dtype(name, **hub) if dtype == "auto" else dtype
+        kwargs["quantization_config"] = get_quantization_config(config)
+        if torch.cuda.is_available():  # each process holds its own copy, on its own GPU
+            kwargs["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    return kwargs | (recipe.get("model_init_kwargs") or {})
+
+
+def load_base(recipe: StageRecipe) -> PreTrainedModel:
+    """The base of a recipe: by id and revision or by path, with dtype, attention and quantization.
+
+    Raises:
+        RecipeError: if the folder does not exist or keys contradict one another.
+        HubError: if the Hub does not have it or does not give it.
+    """
+    name = str(recipe["model_name_or_path"])
+    with loading(name):
+        return AutoModelForCausalLM.from_pretrained(name, **base_arguments(recipe))
+
+
+def load(
+    directory: str | Path, *, dtype: str = "auto", device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer of a finished run or of any checkpoint, ready to generate.
+
+    Args:
+        directory: an adapter folder (its base is loaded too), a full model's folder, or a Hub id.
+        dtype: the dtype of the weights; "auto" is what the checkpoint declares.
+        device: where the model goes; by default the accelerator that is there, else the CPU.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer with padding on the left.
+
+    Raises:
+        RecipeError: if the folder does not exist.
+        HubError: if the Hub does not have it or does not give it.
+    """
+    name = str(directory)
+    tokenizer = load_tokenizer(name, padding_side="left")
+    adapter = adapter_config(name)
+    with loading(name):
+        if adapter is None:
+            kwargs: dict[str, Any] = {"dtype": device_dtype(name, dtype)}
+            model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        else:
+            model = load_adapter(name, adapter, dtype=dtype)
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = "cpu" if accelerator is None else accelerator.type
+    if getattr(model, "hf_device_map", None) is None:
+        model = model.to(device)  # pyright: ignore[reportArgumentType]
+    return model.eval(), tokenizer
+
+
+def load_adapter(name: str, adapter: dict[str, Any], **kwargs: Any) -> Any:
+    """An adapter over its base, by plain PEFT, which makes room for the tokens it brings.
+
+    Args:
+        name: the adapter's folder or Hub id.
+        adapter: its adapter_config.json.
+        **kwargs: what `from_pretrained` is given for the base.
+    """
+    base = adapter["base_model_name_or_path"]
+    with loading(base):
+        kwargs["dtype"] = device_dtype(
+            base, kwargs.get("dtype", "auto"), revision=adapter.get("revision") or "main"
+        )
+        model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs)
+    if (Path(name) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(name)
+        model.get_base_model().generation_config = model.generation_config
+    return model
+
+
+def adapter_config(name: str) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder or a Hub id, as a dict; None for a full model."""
+    path = Path(name) / "adapter_config.json"
+    if not path.parent.is_dir():
+        with loading(name):
+            found = cached_file(name, path.name, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            return None
+        path = Path(found)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def stop_token_ids(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a generation: the tokenizer's stop token and the model's own list."""
+    ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    config = getattr(model, "generation_config", None)
+    declared = getattr(config, "eos_token_id", None)
+    for token in declared if isinstance(declared, list) else [declared]:
+        if token is not None and token not in ids:
+            ids.append(int(token))
+    return ids
