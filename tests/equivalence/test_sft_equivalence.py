@@ -1,0 +1,142 @@
+"""One training, many ways to compute it: each must give the same losses and the same adapter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import toolkit
+from tests import tiny
+from tests.closeness import assert_close
+
+STEPS = 4
+
+
+def trainer_of(base, directory, **keys):
+    torch.manual_seed(0)
+    settings = {
+        "model_name_or_path": str(base),
+        "train_dataset": tiny.ROWS,
+        "output_dir": str(directory),
+        "lora_r": 4,
+        "lora_dropout": 0.0,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 3,
+    } | keys
+    return toolkit.build("sft", **settings)
+
+
+def trajectory(trainer):
+    """Losses per step, and every trained tensor at the end."""
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    trained = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            trained[name] = parameter.detach()
+        else:
+            assert torch.equal(parameter, before[name]), f"the base moved: {name}"
+    assert any(not torch.equal(before[name], value) for name, value in trained.items())
+    return losses, trained
+
+
+def assert_same(one, other):
+    assert_close(one[0], other[0], tolerance=1e-5)
+    for name, value in one[1].items():
+        assert_close(value, other[1][name], tolerance=1e-5, name=name)
+
+
+@pytest.fixture(scope="module")
+def canonical(tiny_base, tmp_path_factory):
+    return trajectory(trainer_of(tiny_base, tmp_path_factory.mktemp("canonical")))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+        {"per_device_train_batch_size": 2, "global_batch_size": 8},
+        {"padding_free": True},
+        {"gradient_checkpointing": False},
+        {"attn_implementation": "eager", "padding_free": True},
+    ],
+    ids=lambda keys: " ".join(f"{key}={value}" for key, value in keys.items()),
+)
+def test_same_trajectory(keys, canonical, tiny_base, tmp_path):
+    assert_same(canonical, trajectory(trainer_of(tiny_base, tmp_path, **keys)))
+
+
+def test_packed_is_padded(tiny_base, tmp_path):
+    """One step over all rows: packing changes the order, so only a whole epoch compares."""
+    keys = {"max_steps": 1, "max_length": 256}
+    padded = trainer_of(tiny_base, tmp_path / "a", per_device_train_batch_size=24, **keys)
+    packed = trainer_of(
+        tiny_base, tmp_path / "b", packing=True, per_device_train_batch_size=24, **keys
+    )
+    assert len(packed.train_dataset) < len(padded.train_dataset)
+    assert_same(trajectory(padded), trajectory(packed))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_no_token_attends_into_another_row(attention, tiny_base, tmp_path):
+    trainer = trainer_of(
+        tiny_base, tmp_path, packing=True, max_length=256, attn_implementation=attention
+    )
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    assert len(starts) > 1, "the batch must hold two rows"
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    with torch.no_grad():
+        before = trainer.model(**inputs).logits[0]
+        inputs["input_ids"] = inputs["input_ids"].clone()
+        inputs["input_ids"][0, : starts[1]] = 7  # row A becomes another text
+        after = trainer.model(**inputs).logits[0]
+    assert not torch.allclose(before[: starts[1]], after[: starts[1]])
+    assert torch.equal(before[starts[1] :], after[starts[1] :])
+
+
+TWO_PROCESSES = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+num_machines: 1
+num_processes: 2
+use_cpu: true
+mixed_precision: 'no'
+rdzv_backend: static
+same_network: true
+main_training_function: main
+"""
+
+
+def test_two_processes_are_one(canonical, tiny_base, tmp_path):
+    from safetensors.torch import load_file
+
+    config = tmp_path / "two.yaml"
+    config.write_text(TWO_PROCESSES)
+    rows = tiny.save_rows(tmp_path / "rows.jsonl", tiny.ROWS)
+    words = {
+        "model_name_or_path": tiny_base, "dataset_name": rows, "output_dir": tmp_path / "out",
+        "lora_r": 4, "lora_dropout": 0.0, "learning_rate": 1e-3, "lr_scheduler_type": "constant",
+        "max_steps": STEPS, "global_batch_size": 8, "logging_steps": 1, "save_strategy": "no",
+        "seed": 3,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["-m", "toolkit", "sft"]
+    command += [word for key, value in words.items() for word in (f"--{key}", str(value))]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("━━ sft") == 1, "only the first process may print"
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for name, value in canonical[1].items():
+        key = name.replace(".default", "")
+        assert_close(saved[key], value, tolerance=1e-5, name=key)

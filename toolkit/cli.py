@@ -1,0 +1,193 @@
+"""The command line: one short function per command, which parses, calls and prints."""
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+
+from toolkit import __version__
+from toolkit.errors import ToolkitError, UsageError
+from toolkit.recipe import (
+    STAGES_AVAILABLE,
+    Recipe,
+    describe,
+    load_recipe,
+    recipe_from_flags,
+)
+
+RUN_FLAGS = "[--overwrite] [--debug] [--key value …]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or that of the error (see toolkit.errors)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return dispatch([word for word in words if word != "--debug"])
+    except ToolkitError as error:
+        if debug:
+            traceback.print_exc()
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"{f'[process {rank}] ' if rank else ''}error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the command that the first word names, and hand it the rest."""
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(overview())
+        return 0
+    if words[0] in {"-V", "--version"}:
+        print(f"toolkit {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command in STAGES_AVAILABLE:
+        return stage_command(command, rest)
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, [*COMMANDS, *STAGES_AVAILABLE], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; see toolkit --help"
+        raise UsageError(f"unknown command {command!r}{hint}")
+    return COMMANDS[command](rest)
+
+
+def overview() -> str:
+    """What `toolkit --help` prints."""
+    stages = "|".join(STAGES_AVAILABLE)
+    lines = [
+        "Post-training on the Hugging Face stack: one frozen base, LoRA adapters, one recipe.",
+        "",
+        f"  toolkit run RECIPE {RUN_FLAGS}",
+        "                            one stage or a pipeline: skip what is finished",
+        f"  toolkit {stages} [--key value …]",
+        "                            the same without a file; --help lists the keys",
+        "  toolkit init FILE         look at the data and the device, write a recipe",
+        "  toolkit check --keys RECIPE",
+        "                            is every key, type and range right?",
+        "  toolkit inspect RECIPE [--rows N] [--json]",
+        "                            what exactly is trained: the tokens, coloured",
+        "  toolkit env               versions and devices, for a bug report",
+        "",
+        "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
+        "                            the same on many devices",
+        "",
+        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130 interrupted.",
+    ]
+    return "\n".join(lines)
+
+
+def parser(command: str, usage: str, about: str) -> argparse.ArgumentParser:
+    """An argument parser that never guesses an abbreviated flag."""
+    return argparse.ArgumentParser(
+        prog=f"toolkit {command}", usage=usage, description=about, allow_abbrev=False
+    )
+
+
+def stage_command(stage: str, words: list[str]) -> int:
+    """`toolkit sft --model_name_or_path X --dataset_name my.jsonl …`."""
+    if "-h" in words or "--help" in words:
+        print(stage_help(stage))
+        return 0
+    rest = [word for word in words if word != "--overwrite"]
+    return execute(recipe_from_flags(stage, rest), overwrite=len(rest) < len(words))
+
+
+def stage_help(stage: str) -> str:
+    """Every key of a stage with its type, default and meaning, as TRL documents it."""
+    lines = [f"toolkit {stage} {RUN_FLAGS}", ""]
+    for key in describe(stage):
+        default = "" if key.default is None else f" = {key.default}"
+        lines.append(f"  --{key.name} ({key.annotation}){default}")
+        lines += textwrap.wrap(
+            key.help.replace("%%", "%"), 76, initial_indent=" " * 8, subsequent_indent=" " * 8
+        )
+    return "\n".join(lines)
+
+
+def run(words: list[str]) -> int:
+    """`toolkit run RECIPE [--overwrite] [--key value] [--stage_name.key value]`."""
+    arguments = parser("run", f"toolkit run RECIPE {RUN_FLAGS}", "Run a recipe.")
+    arguments.add_argument("recipe")
+    arguments.add_argument("--overwrite", action="store_true")
+    parsed, overrides = arguments.parse_known_args(words)
+    return execute(load_recipe(parsed.recipe, overrides), overwrite=parsed.overwrite)
+
+
+def execute(recipe: Recipe, *, overwrite: bool) -> int:
+    """Run a resolved recipe; the keys were checked before torch is loaded."""
+    from toolkit import pipeline
+
+    pipeline.run_recipe(recipe, overwrite=overwrite)
+    return 0
+
+
+def check(words: list[str]) -> int:
+    """`toolkit check --keys RECIPE`."""
+    arguments = parser(
+        "check", "toolkit check --keys RECIPE [--key value …]", "Check a recipe's keys."
+    )
+    arguments.add_argument("--keys", required=True, metavar="RECIPE", dest="recipe")
+    parsed, overrides = arguments.parse_known_args(words)
+    recipe = load_recipe(parsed.recipe, overrides)
+    stages = ", ".join(stage.name for stage in recipe.stages)
+    print(f"{parsed.recipe}: every key is known and in range ({stages})")
+    return 0
+
+
+def inspect(words: list[str]) -> int:
+    """`toolkit inspect RECIPE [--rows N] [--json]`."""
+    usage = "toolkit inspect RECIPE [--rows N] [--json] [--key value …]"
+    arguments = parser("inspect", usage, "Show which tokens are trained.")
+    arguments.add_argument("recipe")
+    arguments.add_argument("--rows", type=int)
+    arguments.add_argument("--json", action="store_true", dest="as_json")
+    parsed, overrides = arguments.parse_known_args(words)
+    recipe = load_recipe(parsed.recipe, overrides)
+    from toolkit import preflight
+
+    if not parsed.as_json:
+        preflight.show_trained_tokens(recipe, rows=3 if parsed.rows is None else parsed.rows)
+        return 0
+    for found in preflight.trained_tokens(recipe, rows=parsed.rows):
+        print(json.dumps(found, ensure_ascii=False))
+    return 0
+
+
+def init(words: list[str]) -> int:
+    """`toolkit init my.jsonl [--model_name_or_path X] [--output recipe.yaml]`."""
+    usage = "toolkit init DATA [--model_name_or_path X] [--output RECIPE]"
+    arguments = parser("init", usage, "Look at the data and the device; write a recipe.")
+    arguments.add_argument("data")
+    arguments.add_argument("--model_name_or_path")
+    arguments.add_argument("--output")
+    parsed = arguments.parse_args(words)
+    from toolkit.first_recipe import write_first_recipe
+
+    path = write_first_recipe(
+        parsed.data, output=parsed.output, model_name_or_path=parsed.model_name_or_path
+    )
+    print(f"wrote {path}\n\n  toolkit inspect {path}    what is trained\n  toolkit run {path}")
+    return 0
+
+
+def env(words: list[str]) -> int:
+    """`toolkit env`."""
+    parser("env", "toolkit env", "Versions and devices.").parse_args(words)
+    from toolkit import environment
+
+    for name, value in environment.describe():
+        print(f"{name:<16}{value}")
+    return 0
+
+
+COMMANDS = {"run": run, "check": check, "inspect": inspect, "init": init, "env": env}

@@ -1,0 +1,240 @@
+"""Stages in order: skip what is finished, resume what is not, hand each adapter to the next."""
+
+import importlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.artifacts import inputs, manifest
+from toolkit.artifacts.manifest import RunResult, StageResult
+from toolkit.errors import RecipeError, TrainingError
+from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
+from toolkit.stages import arguments, terminal
+from toolkit.stages.resources import Usage
+
+OBJECTS = (
+    "model", "processing_class", "train_dataset", "eval_dataset", "callbacks",
+)  # fmt: skip
+
+
+def run(recipe: str | Path, *, overwrite: bool = False, **overrides: Any) -> RunResult:
+    """Run a recipe file: one stage or a pipeline.
+
+    Args:
+        recipe: the YAML file.
+        overwrite: rerun finished stages whose inputs changed, and all that follows from them.
+        **overrides: recipe keys that win over the file, for every stage that knows them.
+
+    Returns:
+        The result of every stage.
+
+    Raises:
+        ToolkitError: one of its children; the message says what to do.
+    """
+    return run_recipe(load_recipe(recipe, keywords=overrides), overwrite=overwrite)
+
+
+def sft(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """Supervised fine-tuning; keywords are recipe keys, or `model=`, `train_dataset=` and so on."""
+    return run_stage("sft", overwrite=overwrite, **keys)
+
+
+def evaluate(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """Examine a base and what was trained from it; keywords are recipe keys, or `model=`."""
+    return run_stage("evaluate", overwrite=overwrite, **keys)
+
+
+def run_stage(stage: str, *, overwrite: bool = False, **keys: Any) -> StageResult:
+    """Run one stage from keywords."""
+    objects = {key: keys.pop(key) for key in OBJECTS if keys.get(key) is not None}
+    recipe = recipe_from_keywords(stage, given=objects, **keys)
+    result = run_recipe(recipe, overwrite=overwrite, objects=objects)
+    return result.stages[recipe.stages[0].name]
+
+
+def build(stage: str, **keys: Any) -> Any:
+    """The configured TRL trainer of a training stage, before `.train()`.
+
+    Args:
+        stage: for example "sft".
+        **keys: recipe keys, or objects: `model`, `processing_class`, `train_dataset`,
+            `eval_dataset`, `callbacks`.
+
+    Raises:
+        RecipeError: if the stage trains nothing.
+    """
+    objects = {key: keys.pop(key) for key in OBJECTS if keys.get(key) is not None}
+    recipe = recipe_from_keywords(stage, given=objects, **keys)
+    module = stage_module(stage)
+    if not hasattr(module, "build"):
+        raise RecipeError(f"stage {stage!r} trains nothing, so there is no trainer to build")
+    return module.build(recipe.stages[0], output_dir=recipe.output_dir, earlier={}, **objects)
+
+
+def run_recipe(
+    recipe: Recipe, *, overwrite: bool = False, objects: Mapping[str, Any] | None = None
+) -> RunResult:
+    """Run the stages of a resolved recipe in order.
+
+    Args:
+        recipe: the resolved recipe.
+        overwrite: rerun what changed, and what follows from it.
+        objects: what Python gave in place of names, for a recipe of one stage.
+    """
+    terminal.quiet_libraries()
+    if arguments.is_first_process():
+        write_recipe(recipe)
+    result = RunResult(recipe.output_dir)
+    earlier: dict[str, Path] = {}
+    for stage in recipe.stages:
+        folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
+        result.stages[stage.name] = run_one(
+            stage, folder, earlier, overwrite=overwrite, objects=objects or {}
+        )
+        earlier[stage.name] = folder
+        meet()
+    return result
+
+
+def run_one(
+    stage: StageRecipe,
+    folder: Path,
+    earlier: Mapping[str, Path],
+    *,
+    overwrite: bool,
+    objects: Mapping[str, Any],
+) -> StageResult:
+    """Skip a finished stage, or run it and write its manifest last."""
+    terminal.headline(stage.stage, stage.name, str(folder))
+    given = inputs.inputs_of(stage, earlier, objects)
+    done = manifest.read_json(folder / manifest.MANIFEST)
+    before = done["inputs"] if done else manifest.read_json(folder / manifest.STARTED)
+    changed = manifest.changed_inputs(before, given) if before is not None else []
+    changed += manifest.damaged_outputs(folder, done) if done else []
+    if done and not changed:
+        terminal.note("finished already, with the same inputs: skipped")
+        return StageResult(folder, done["metrics"], done)
+    refuse_or_clear(folder, before, changed, overwrite=overwrite)
+    meet()
+    if arguments.is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest.write_json(folder / manifest.STARTED, given)
+    tell_defaults(stage)
+    with Usage() as usage, disk_errors(folder):
+        result = stage_module(stage.stage).run(stage, output_dir=folder, earlier=earlier, **objects)
+    if arguments.is_first_process():
+        write_manifest(stage, folder, given, result, usage)
+        tell_next(stage, folder)
+    return result
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk, which every library reports in its own way, into one line."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left on device" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free >> 20
+        raise TrainingError(
+            f"{folder}: the disk is full ({free} MiB free); nothing half-written counts as "
+            "finished: make room and run the same command again"
+        ) from error
+
+
+def refuse_or_clear(
+    folder: Path, before: Mapping[str, Any] | None, changed: list[str], *, overwrite: bool
+) -> None:
+    """Never write over another run in silence; with `overwrite`, remove what the old one left.
+
+    Raises:
+        RecipeError: if the folder holds another run, or files that are no run's.
+    """
+    if before is None:
+        if folder.is_dir() and any(
+            path.name == "config.json" or path.suffix == ".safetensors" for path in folder.iterdir()
+        ):
+            raise RecipeError(
+                f"{folder} holds model files that no run here wrote; give another output_dir"
+            )
+        return
+    if not changed:
+        return  # an interrupted run with the same inputs: resumed
+    if not overwrite:
+        raise RecipeError(
+            f"{folder} holds a run that is not this one any more ({'; '.join(changed)}); "
+            "--overwrite reruns it and all that follows from it, or give another output_dir"
+        )
+    if arguments.is_first_process():
+        old = manifest.read_json(folder / manifest.MANIFEST) or {}
+        for name in (manifest.MANIFEST, manifest.STARTED, "log.jsonl", *old.get("outputs", ())):
+            (folder / name).unlink(missing_ok=True)
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+        for path in folder.glob("completions-*.jsonl"):
+            path.unlink()
+
+
+def write_manifest(
+    stage: StageRecipe, folder: Path, given: dict[str, Any], result: StageResult, usage: Usage
+) -> None:
+    """Write `stage.json`, the last file of a stage: with it, the stage is finished."""
+    result.manifest = {
+        "stage": stage.stage,
+        "name": stage.name,
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "recipe": stage.resolved(),
+        "inputs": given,
+        "outputs": manifest.outputs_of(folder),
+        "metrics": result.metrics,
+        **usage.as_dict(),
+        "processes": arguments.processes(),
+        "environment": manifest.environment(),
+        **result.manifest,
+    }
+    manifest.write_json(folder / manifest.MANIFEST, result.manifest)
+    (folder / manifest.STARTED).unlink(missing_ok=True)
+
+
+def write_recipe(recipe: Recipe) -> None:
+    """Write `recipe.yaml`, as resolved, at the top of the run."""
+    recipe.output_dir.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
+    (recipe.output_dir / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+def tell_defaults(stage: StageRecipe) -> None:
+    """Print the defaults in force that differ from TRL's."""
+    differing = stage.differing_defaults()
+    if differing:
+        listed = ", ".join(f"{key} {ours} ({theirs})" for key, (ours, theirs) in differing.items())
+        terminal.note(f"defaults that differ from TRL's (its own in brackets): {listed}")
+
+
+def tell_next(stage: StageRecipe, folder: Path) -> None:
+    """Print what to do with what was trained."""
+    if stage.stage == "evaluate":
+        return
+    terminal.note(f"load   model, tokenizer = toolkit.load({str(folder)!r})")
+    terminal.note(f"serve  transformers serve {folder}")
+    terminal.note(f"chat   transformers chat {folder}")
+    terminal.note(f'push   hf upload USER/NAME {folder} --exclude "checkpoint-*" --private')
+
+
+def stage_module(stage: str) -> Any:
+    """The module of a stage."""
+    return importlib.import_module(f"toolkit.stages.{stage}")
+
+
+def meet() -> None:
+    """Wait until every process is here."""
+    if arguments.processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=arguments.on_cpu()).wait_for_everyone()

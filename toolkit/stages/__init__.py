@@ -1,0 +1,1 @@
+"""One module per stage: a recipe goes in, a verified artefact comes out."""

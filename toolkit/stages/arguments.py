@@ -1,0 +1,111 @@
+"""TRL's configuration of a stage: the recipe's keys, and what the device here needs."""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import TrainingArguments
+
+from toolkit.errors import RecipeError
+from toolkit.recipe import StageRecipe
+
+Config = TypeVar("Config", bound=TrainingArguments)
+
+
+def processes() -> int:
+    """How many processes train together; the launcher says so in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def on_cpu() -> bool:
+    """Whether training runs on the CPU: nothing else is there, or the launcher asks for it."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
+    return asked or not torch.accelerator.is_available()
+
+
+def device_arguments(recipe: StageRecipe) -> dict[str, Any]:
+    """What TRL's defaults lack to run on what is here.
+
+    TRL asks for bf16 on every device, and stops on a CPU unless it is named.
+    """
+    found: dict[str, Any] = {}
+    if on_cpu():
+        found["use_cpu"] = True
+        if not recipe.is_written("bf16"):
+            found["bf16"] = False
+    elif not recipe.is_written("bf16") and not recipe.is_written("fp16"):
+        has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False)
+        found |= {"bf16": has_bf16, "fp16": not has_bf16}
+    return found
+
+
+def batch_arguments(recipe: StageRecipe) -> dict[str, int]:
+    """Derive the accumulation from `global_batch_size`, or refuse what cannot be formed.
+
+    Returns:
+        `per_device_train_batch_size` and `gradient_accumulation_steps`; empty without the key.
+
+    Raises:
+        RecipeError: if the devices' batches do not divide it; the message names the nearest that
+            they do.
+    """
+    if not recipe.is_written("global_batch_size"):
+        return {}
+    wanted, devices = int(recipe["global_batch_size"]), processes()
+    where = recipe.where["global_batch_size"]
+    if recipe.is_written("per_device_train_batch_size"):
+        each = int(recipe["per_device_train_batch_size"])
+    else:
+        share = max(1, wanted // devices)
+        largest = min(int(recipe["per_device_train_batch_size"]), share)
+        each = next(size for size in range(largest, 0, -1) if share % size == 0)
+    unit = each * devices
+    if wanted % unit:
+        nearest = max(unit, round(wanted / unit) * unit)
+        raise RecipeError(
+            f"{where}: global_batch_size {wanted} cannot be formed from {devices} process(es) of "
+            f"{each} sequences; the nearest that can is {nearest}"
+        )
+    accumulation = wanted // unit
+    if recipe.is_written("gradient_accumulation_steps") and accumulation != int(
+        recipe["gradient_accumulation_steps"]
+    ):
+        raise RecipeError(
+            f"{where}: global_batch_size {wanted} asks for gradient_accumulation_steps "
+            f"{accumulation}, but the recipe says {recipe['gradient_accumulation_steps']}; "
+            "write one of the two"
+        )
+    return {"per_device_train_batch_size": each, "gradient_accumulation_steps": accumulation}
+
+
+def build_arguments(
+    recipe: StageRecipe, config_class: type[Config], output_dir: Path, **changed: Any
+) -> Config:
+    """The stage's TRL configuration.
+
+    Args:
+        recipe: gives the keys of `config_class`.
+        config_class: TRL's, for example SFTConfig.
+        output_dir: where checkpoints go.
+        **changed: keys that the stage has dealt with itself, at the value that TRL must see.
+
+    Raises:
+        RecipeError: if TRL refuses a combination of keys.
+    """
+    written = recipe.arguments(config_class.__name__)
+    arguments = written | device_arguments(recipe) | batch_arguments(recipe) | changed
+    arguments |= {"output_dir": str(output_dir), "disable_tqdm": True}
+    try:
+        built = config_class(**arguments)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"stage {recipe.name!r}: {error}") from error
+    if processes() == 1 and built.n_gpu > 1:
+        # One process would become nn.DataParallel, which TRL refuses; the launcher uses them all.
+        built._n_gpu = 1
+    return built

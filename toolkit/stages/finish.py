@@ -1,0 +1,148 @@
+"""How every training stage runs and ends: train, hold out, save, load again from disk, compare."""
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
+
+from toolkit.artifacts.manifest import StageResult
+from toolkit.errors import TrainingError
+from toolkit.models import adapters
+from toolkit.recipe import StageRecipe
+from toolkit.stages.terminal import ProgressLine, note
+
+PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
+PROBE_TOKENS = 128
+RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # written last by the Trainer
+
+
+@dataclass
+class Saved:
+    """What was written, and the numbers that it must give when it is loaded again.
+
+    Attributes:
+        directory: the stage's folder.
+        metrics: what training and the held-out rows measured.
+        probe: token ids of a few sequences; empty where the model is sharded over devices.
+        expected: their log-probabilities by the model in memory.
+        device: where those were computed.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    probe: list[list[int]]
+    expected: list[Tensor]
+    device: torch.device
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that holds all that resuming needs; it says which it passes over."""
+    numbered = [
+        (int(folder.name.rpartition("-")[2]), folder)
+        for folder in directory.glob("checkpoint-*")
+        if folder.name.rpartition("-")[2].isdigit()
+    ]
+    for _, folder in sorted(numbered, reverse=True):
+        missing = [name for name in RESUMABLE if not (folder / name).is_file()]
+        if not missing:
+            return folder
+        note(f"{folder.name} is incomplete ({missing[0]} is missing): passed over")
+    return None
+
+
+def train(trainer: Trainer, recipe: StageRecipe) -> None:
+    """Train, from the newest whole checkpoint if the stage was interrupted.
+
+    Raises:
+        TrainingError: if the device has not enough memory.
+    """
+    directory = Path(str(trainer.args.output_dir))
+    progress = ProgressLine(directory / "log.jsonl")
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(progress)
+    checkpoint: Any = recipe["resume_from_checkpoint"] or newest_checkpoint(directory)
+    if checkpoint:
+        note(f"resuming from {checkpoint}")
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device has not enough memory ({str(error).splitlines()[0]}); lower "
+            "per_device_train_batch_size (global_batch_size keeps the training the same), "
+            "max_length, or load the base in 4-bit with load_in_4bit: true"
+        ) from error
+    finally:
+        progress.stop()
+
+
+def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> Saved:
+    """Write the artefact and note what it must give when it is loaded again.
+
+    Args:
+        trainer: after training; every process calls this.
+        tokenizer: saved beside the weights.
+    """
+    directory = Path(str(trainer.args.output_dir))
+    metrics = measured(trainer)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    probe: list[list[int]] = []
+    if not sharded:
+        rows = range(min(PROBE_SEQUENCES, len(trainer.train_dataset)))  # pyright: ignore
+        probe = [trainer.train_dataset[row]["input_ids"][:PROBE_TOKENS] for row in rows]  # pyright: ignore
+    trainer.save_model(str(directory))
+    # TRL trains an adapter over a quantized base in bfloat16; PEFT loads it in float32
+    adapters.as_float32(trainer.model)
+    expected = adapters.log_probabilities(trainer.model, probe)
+    if trainer.is_world_process_zero():
+        # it holds the Hub token in clear, and nothing reads it
+        (directory / "training_args.bin").unlink(missing_ok=True)
+        adapters.save_beside(trainer.model, tokenizer, directory)
+    return Saved(directory, metrics, probe, expected, trainer.args.device)
+
+
+def measured(trainer: Trainer) -> dict[str, Any]:
+    """The last value of everything logged, and a last look at the held-out rows."""
+    metrics: dict[str, Any] = {}
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    for entry in trainer.state.log_history:
+        metrics |= entry
+    metrics |= {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
+    for key in ("epoch", "step", "total_flos"):
+        metrics.pop(key, None)
+    return metrics
+
+
+def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) -> StageResult:
+    """Load the artefact from disk as a user would, and compare it with what was trained.
+
+    Args:
+        saved: what `save` returned; the trainer should be gone, so that one base is in memory.
+        reload: what the base is loaded with; None where it cannot be loaded again.
+        resident: the model in memory, for that case.
+
+    Raises:
+        TrainingError: if the numbers differ.
+    """
+    gc.collect()
+    if not saved.probe:
+        adapters.check_finite(saved.directory)
+        proof: dict[str, Any] = {"verified": "finite", "reason": "the model is sharded"}
+    else:
+        proof = adapters.prove(
+            saved.directory,
+            saved.probe,
+            saved.expected,
+            resident=None if reload is not None else resident,
+            device=saved.device,
+            **(reload or {}),
+        )
+        note(
+            f"proved: loaded again from {saved.directory}, log-probabilities differ by at most "
+            f"{proof['largest_difference']:.1e}"
+        )
+    return StageResult(saved.directory, saved.metrics, {"verification": proof})

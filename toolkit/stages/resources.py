@@ -1,0 +1,41 @@
+"""How long a stage took, on what, and how much memory it had at most."""
+
+import sys
+import time
+from typing import Any
+
+import psutil
+import torch
+
+
+class Usage:
+    """Measures what happens inside a `with` block, in this process."""
+
+    def __enter__(self) -> "Usage":
+        self.started = time.monotonic()
+        self.seconds = 0.0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.seconds = time.monotonic() - self.started
+
+    def as_dict(self) -> dict[str, Any]:
+        """Seconds, device and peak memory, for the manifest."""
+        gpu = torch.cuda.is_available()
+        return {
+            "seconds": round(self.seconds, 2),
+            "device": torch.cuda.get_device_name() if gpu else "cpu",
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if gpu else peak_rss(),
+        }
+
+
+def peak_rss() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # POSIX only, hence not at the top
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,164 @@
+"""What a person sees while a stage runs: headlines, notes, and one progress line.
+
+On a terminal the progress line is redrawn; elsewhere (a log file, CI) it is a plain line now and
+then. Only the first process of several prints.
+"""
+
+import json
+import logging
+import os
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.logging import disable_progress_bar as disable_loading_bar
+
+WIDTH = 80  # what a log file and a narrow terminal can show
+PLAIN_LINES = 20  # how many progress lines a run leaves in a log, at most
+
+
+# What upstream says about things that are meant here, by the start of each message.
+EXPECTED = {
+    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens",
+    "transformers.modeling_utils": "The new embeddings will be initialized",
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
+
+
+def quiet_libraries() -> None:
+    """Silence the messages of libraries that a user can do nothing about, and no others."""
+    for name, start in EXPECTED.items():
+        logging.getLogger(name).addFilter(
+            lambda record, start=start: not record.getMessage().startswith(start)
+        )
+    if not sys.stderr.isatty():
+        disable_loading_bar()
+    datasets.disable_progress_bars()
+
+
+def console() -> Console:
+    """The console of this process: standard output for the first, nothing for the others."""
+    quiet = int(os.environ.get("RANK", "0")) != 0
+    return Console(width=None if sys.stdout.isatty() else WIDTH, quiet=quiet, highlight=False)
+
+
+def headline(stage: str, name: str, detail: str) -> None:
+    """One line that opens a stage: what it is, and on what."""
+    title = stage if stage == name else f"{stage} · {name}"
+    console().print(f"\n[bold]━━ {title}[/bold] [dim]{detail}[/dim]", soft_wrap=True)
+
+
+def note(line: str) -> None:
+    """An indented line of what the user should know; words are wrapped, paths stay whole."""
+    screen = console()
+    wrapped = textwrap.wrap(
+        line, screen.width - 1, initial_indent="   ", subsequent_indent="     ",
+        break_long_words=False, break_on_hyphens=False, drop_whitespace=True,
+    )  # fmt: skip
+    screen.print("\n".join(wrapped), markup=False, soft_wrap=True)
+
+
+def readable(number: float) -> str:
+    """A count with a unit: 1,234 or 1.2M."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e5, "k")):
+        if abs(number) >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
+    return f"{number:,.0f}"
+
+
+class ProgressLine(TrainerCallback):
+    """One line of progress, and every logged value in `log.jsonl`.
+
+    Args:
+        log_path: where each log entry is appended as one JSON object.
+    """
+
+    def __init__(self, log_path: Path):
+        self.log_path = log_path
+        self.progress: Progress | None = None
+        self.task: Any = None
+        self.latest: dict[str, float] = {}
+        self.started = 0.0
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock and, on a terminal, the bar."""
+        if not state.is_world_process_zero:
+            return
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if not sys.stdout.isatty():
+            return
+        self.progress = Progress(
+            TextColumn("  "),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(),
+            console=console(),
+            transient=True,
+        )
+        self.progress.start()
+        self.task = self.progress.add_task(
+            "", total=state.max_steps, completed=state.global_step, values=""
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the bar, or print a plain line every so many steps."""
+        if not state.is_world_process_zero:
+            return
+        if self.progress is not None:
+            self.progress.update(self.task, completed=state.global_step, values=self.values())
+        elif state.global_step % max(1, -(-state.max_steps // PLAIN_LINES)) == 0:
+            done = state.global_step - self.first_step
+            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
+            note(f"step {state.global_step}/{state.max_steps}  {self.values()}  {left:.0f} s left")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append to `log.jsonl` and remember what the line shows."""
+        if not state.is_world_process_zero or not logs:
+            return
+        entry = {"step": state.global_step, **logs}
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, default=float) + "\n")
+        self.latest |= logs
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the bar away and leave one line of what it ended with."""
+        if not state.is_world_process_zero:
+            return
+        self.stop()
+        elapsed = time.monotonic() - self.started
+        note(f"{state.global_step} steps in {elapsed:.0f} s  {self.values()}")
+
+    def stop(self) -> None:
+        """Take the bar away, also after an error."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def values(self) -> str:
+        """The latest loss and speed in a few words."""
+        shown = [("loss", "loss"), ("eval_loss", "held-out"), ("mean_token_accuracy", "accuracy")]
+        return "  ".join(
+            f"{word} {self.latest[key]:.3f}" for key, word in shown if key in self.latest
+        )
