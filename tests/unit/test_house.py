@@ -55,7 +55,9 @@ def test_imports_only_from_floors_below(path: Path):
     for name in imports(path):
         there = name.split(".")[1] if name.count(".") else "__init__"
         if there != here:
-            assert FLOORS[there] < FLOORS[here], f"{path.name} (floor {FLOORS[here]}) imports {name}"
+            assert FLOORS[there] < FLOORS[here], (
+                f"{path.name} (floor {FLOORS[here]}) imports {name}"
+            )
 
 
 def test_no_import_cycles():
@@ -136,5 +138,6 @@ def test_no_dangerous_calls():
                 assert node.func.id not in refused, f"{path}:{node.lineno}"
             if isinstance(node, ast.keyword) and node.arg in {"shell", "weights_only"}:
                 assert not (
-                    isinstance(node.value, ast.Constant) and node.value.value is (node.arg == "shell")
+                    isinstance(node.value, ast.Constant)
+                    and node.value.value is (node.arg == "shell")
                 ), f"{path}:{node.value.lineno}"
