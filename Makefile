@@ -15,7 +15,7 @@ test: $(VENV)/installed lint
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow

@@ -7,6 +7,8 @@ import importlib
 import os
 from typing import Any
 
+from toolkit.quiet import quiet_libraries
+
 # Set before anything of the Hub is imported: TRL reports every trainer's start otherwise.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -26,6 +28,7 @@ __all__ = ["ToolkitError", "__version__", "build", "evaluate", "load", "run", "s
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    quiet_libraries()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.quiet import quiet_libraries
 from toolkit.recipe import (
     STAGES_AVAILABLE,
     Recipe,
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(words: list[str]) -> int:
     """Find the command that the first word names, and hand it the rest."""
+    quiet_libraries()
     if not words or words[0] in {"-h", "--help", "help"}:
         print(overview())
         return 0
@@ -93,6 +95,21 @@ def parser(command: str, usage: str, about: str) -> argparse.ArgumentParser:
     )
 
 
+def with_recipe(
+    arguments: argparse.ArgumentParser, words: list[str]
+) -> tuple[argparse.Namespace, Recipe]:
+    """The command's own flags, and the recipe with what overrides it.
+
+    Raises:
+        UsageError: if the recipe does not come before its overrides, whose values look like one.
+    """
+    parsed, rest = arguments.parse_known_args(words)
+    if not rest or rest[0].startswith("-"):
+        found = rest[0] if rest else "nothing"
+        raise UsageError(f"a recipe must come first, found {found}: {arguments.usage}")
+    return parsed, load_recipe(rest[0], rest[1:])
+
+
 def stage_command(stage: str, words: list[str]) -> int:
     """`toolkit sft --model_name_or_path X --dataset_name my.jsonl …`."""
     if "-h" in words or "--help" in words:
@@ -117,10 +134,9 @@ def stage_help(stage: str) -> str:
 def run(words: list[str]) -> int:
     """`toolkit run RECIPE [--overwrite] [--key value] [--stage_name.key value]`."""
     arguments = parser("run", f"toolkit run RECIPE {RUN_FLAGS}", "Run a recipe.")
-    arguments.add_argument("recipe")
     arguments.add_argument("--overwrite", action="store_true")
-    parsed, overrides = arguments.parse_known_args(words)
-    return execute(load_recipe(parsed.recipe, overrides), overwrite=parsed.overwrite)
+    parsed, recipe = with_recipe(arguments, words)
+    return execute(recipe, overwrite=parsed.overwrite)
 
 
 def execute(recipe: Recipe, *, overwrite: bool) -> int:
@@ -133,14 +149,12 @@ def execute(recipe: Recipe, *, overwrite: bool) -> int:
 
 def check(words: list[str]) -> int:
     """`toolkit check --keys RECIPE`."""
-    arguments = parser(
-        "check", "toolkit check --keys RECIPE [--key value …]", "Check a recipe's keys."
-    )
-    arguments.add_argument("--keys", required=True, metavar="RECIPE", dest="recipe")
-    parsed, overrides = arguments.parse_known_args(words)
-    recipe = load_recipe(parsed.recipe, overrides)
+    usage = "toolkit check --keys RECIPE [--key value …]"
+    arguments = parser("check", usage, "Check a recipe's keys.")
+    arguments.add_argument("--keys", action="store_true", required=True)
+    _, recipe = with_recipe(arguments, words)
     stages = ", ".join(stage.name for stage in recipe.stages)
-    print(f"{parsed.recipe}: every key is known and in range ({stages})")
+    print(f"{recipe.path}: every key is known and in range ({stages})")
     return 0
 
 
@@ -148,11 +162,9 @@ def inspect(words: list[str]) -> int:
     """`toolkit inspect RECIPE [--rows N] [--json]`."""
     usage = "toolkit inspect RECIPE [--rows N] [--json] [--key value …]"
     arguments = parser("inspect", usage, "Show which tokens are trained.")
-    arguments.add_argument("recipe")
-    arguments.add_argument("--rows", type=int)
+    arguments.add_argument("--rows", type=int, choices=range(1_000_000), metavar="N")
     arguments.add_argument("--json", action="store_true", dest="as_json")
-    parsed, overrides = arguments.parse_known_args(words)
-    recipe = load_recipe(parsed.recipe, overrides)
+    parsed, recipe = with_recipe(arguments, words)
     from toolkit import preflight
 
     if not parsed.as_json:

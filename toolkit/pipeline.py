@@ -86,15 +86,13 @@ def run_recipe(
         overwrite: rerun what changed, and what follows from it.
         objects: what Python gave in place of names, for a recipe of one stage.
     """
-    terminal.quiet_libraries()
-    if arguments.is_first_process():
-        write_recipe(recipe)
+    terminal.hide_library_bars()
     result = RunResult(recipe.output_dir)
     earlier: dict[str, Path] = {}
     for stage in recipe.stages:
         folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
         result.stages[stage.name] = run_one(
-            stage, folder, earlier, overwrite=overwrite, objects=objects or {}
+            recipe, stage, folder, earlier, overwrite=overwrite, objects=objects or {}
         )
         earlier[stage.name] = folder
         meet()
@@ -102,6 +100,7 @@ def run_recipe(
 
 
 def run_one(
+    recipe: Recipe,
     stage: StageRecipe,
     folder: Path,
     earlier: Mapping[str, Path],
@@ -119,26 +118,40 @@ def run_one(
     if done and not changed:
         terminal.note("finished already, with the same inputs: skipped")
         return StageResult(folder, done["metrics"], done)
+    meet()  # nothing is removed before every process has read it
     refuse_or_clear(folder, before, changed, overwrite=overwrite)
     meet()
-    if arguments.is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest.write_json(folder / manifest.STARTED, given)
-    tell_defaults(stage)
-    with Usage() as usage, disk_errors(folder):
+    usage = Usage()
+    with disk_errors(folder):
+        if arguments.is_first_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_recipe(recipe)
+            manifest.write_json(folder / manifest.STARTED, given)
+        tell_defaults(stage)
         result = stage_module(stage.stage).run(stage, output_dir=folder, earlier=earlier, **objects)
+        if arguments.is_first_process():
+            write_manifest(stage, folder, given, result, usage)
     if arguments.is_first_process():
-        write_manifest(stage, folder, given, result, usage)
         tell_next(stage, folder)
     return result
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk, which every library reports in its own way, into one line."""
+    """Turn a full disk, which every library reports in its own way, into one line.
+
+    Raises:
+        TrainingError: if the disk is full.
+        RecipeError: if the folder cannot be made.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.filename in {
+            str(folder),
+            *map(str, folder.parents),
+        }:
+            raise RecipeError(f"output_dir: {folder} cannot be made ({error})") from error
         if "No space left on device" not in str(error):
             raise
         free = shutil.disk_usage(folder).free >> 20
@@ -166,14 +179,18 @@ def refuse_or_clear(
         return
     if not changed:
         return  # an interrupted run with the same inputs: resumed
-    if not overwrite:
+    kept = (manifest.MANIFEST, "*.safetensors", "checkpoint-*")
+    at_stake = any(any(folder.glob(pattern)) for pattern in kept)
+    if at_stake and not overwrite:
         raise RecipeError(
             f"{folder} holds a run that is not this one any more ({'; '.join(changed)}); "
             "--overwrite reruns it and all that follows from it, or give another output_dir"
         )
     if arguments.is_first_process():
+        (folder / "log.jsonl").unlink(missing_ok=True)
+    if at_stake and arguments.is_first_process():
         old = manifest.read_json(folder / manifest.MANIFEST) or {}
-        for name in (manifest.MANIFEST, manifest.STARTED, "log.jsonl", *old.get("outputs", ())):
+        for name in (manifest.MANIFEST, manifest.STARTED, *old.get("outputs", ())):
             (folder / name).unlink(missing_ok=True)
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path)
@@ -204,7 +221,6 @@ def write_manifest(
 
 def write_recipe(recipe: Recipe) -> None:
     """Write `recipe.yaml`, as resolved, at the top of the run."""
-    recipe.output_dir.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
     (recipe.output_dir / "recipe.yaml").write_text(text, encoding="utf-8")
 
@@ -218,13 +234,26 @@ def tell_defaults(stage: StageRecipe) -> None:
 
 
 def tell_next(stage: StageRecipe, folder: Path) -> None:
-    """Print what to do with what was trained."""
+    """Print what to do with what was trained; each line can be pasted as it stands.
+
+    transformers 5.23 serves whole models only, so an adapter is merged into a copy of its base.
+    """
     if stage.stage == "evaluate":
         return
-    terminal.note(f"load   model, tokenizer = toolkit.load({str(folder)!r})")
-    terminal.note(f"serve  transformers serve {folder}")
-    terminal.note(f"chat   transformers chat {folder}")
-    terminal.note(f'push   hf upload USER/NAME {folder} --exclude "checkpoint-*" --private')
+    served = folder
+    lines = [("load", f"model, tokenizer = toolkit.load({str(folder)!r})")]
+    if stage["use_peft"]:
+        served = folder.with_name(f"{folder.name}-merged")
+        call = f"m, t = toolkit.load({str(folder)!r}); m = m.merge_and_unload()"
+        kept = f"m.save_pretrained({str(served)!r}); t.save_pretrained({str(served)!r})"
+        lines.append(("merge", f'python -c "import toolkit; {call}; {kept}"'))
+    lines += [
+        ("serve", f"transformers serve {served}     # pip install 'toolkit[serve]'"),
+        ("chat", f"transformers chat {served}      # in another terminal"),
+        ("push", f'hf upload USER/NAME {folder} --exclude "checkpoint-*" --private'),
+    ]
+    for word, line in lines:
+        terminal.command(word, line)
 
 
 def stage_module(stage: str) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 from toolkit.data import inspect
 from toolkit.errors import RecipeError
 from toolkit.recipe import Recipe, StageRecipe
-from toolkit.stages import sft, terminal
+from toolkit.stages import terminal
+from toolkit.stages.prepared import Prepared, prepare, starting_point
 
 
 def trained_stages(recipe: Recipe) -> list[StageRecipe]:
@@ -15,6 +16,7 @@ def trained_stages(recipe: Recipe) -> list[StageRecipe]:
     Raises:
         RecipeError: if there is none to look into.
     """
+    terminal.hide_library_bars()
     found = [stage for stage in recipe.stages if stage.stage == "sft"]
     if not found:
         names = ", ".join(stage.stage for stage in recipe.stages)
@@ -22,16 +24,16 @@ def trained_stages(recipe: Recipe) -> list[StageRecipe]:
     return found
 
 
-def prepared(recipe: Recipe, stage: StageRecipe) -> sft.Prepared:
+def prepared(recipe: Recipe, stage: StageRecipe) -> Prepared:
     """A stage's sequences; the tokenizer is that of the adapter it continues, if it exists yet."""
     folders = {s.name: recipe.output_dir / s.name for s in recipe.stages}
-    parent = sft.starting_point(stage, folders)
+    parent = starting_point(stage, folders)
     if (
         stage["start_from"] in folders
         and not (folders[stage["start_from"]] / "stage.json").exists()
     ):
         parent = None
-    return sft.prepare(stage, parent)
+    return prepare(stage, parent)
 
 
 def trained_tokens(recipe: Recipe, *, rows: int | None = None) -> Iterator[dict[str, Any]]:

@@ -86,6 +86,29 @@ def test_packed_is_padded(tiny_base, tmp_path):
     assert_same(trajectory(padded), trajectory(packed))
 
 
+def one_step(trainer):
+    """The loss of all rows in one batch, and the gradient of every trained tensor."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    count = (batch["labels"] != -100).sum()  # no label is the first of its row
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=count)
+    loss.backward()
+    gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), gradients
+
+
+@pytest.mark.parametrize("keys", [{"packing": True}, {"padding_free": True}], ids=str)
+def test_same_loss_and_gradients(keys, tiny_base, tmp_path):
+    common = {"max_length": 256, "per_device_train_batch_size": 24}
+    loss, gradients = one_step(trainer_of(tiny_base, tmp_path / "a", **common))
+    other_loss, others = one_step(trainer_of(tiny_base, tmp_path / "b", **common, **keys))
+    assert_close([loss], [other_loss], tolerance=1e-5)
+    assert gradients.keys() == others.keys()
+    assert any(float(value.abs().max()) > 1e-3 for value in gradients.values())
+    for name, value in gradients.items():
+        assert_close(value, others[name], tolerance=1e-5, name=name)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_no_token_attends_into_another_row(attention, tiny_base, tmp_path):
     trainer = trainer_of(

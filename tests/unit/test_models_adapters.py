@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests import tiny
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters, chatml
-from toolkit.models.load import load, load_tokenizer
+from toolkit.models.load import load, load_base, load_tokenizer
 from toolkit.recipe import recipe_from_keywords
 
 PROBE = [[5, 6, 7, 8, 257, 9], [10, 258, 11, 12]]
@@ -121,3 +122,32 @@ def test_the_adapter_names_its_base(tiny_base, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_base)
     assert config["task_type"] == "CAUSAL_LM"
+
+
+def test_an_evaluation_leaves_the_gradients_of_a_four_bit_base(tmp_path):
+    """bitsandbytes packs weights for some CPUs at the first evaluation; packed, they pass none."""
+    base = tiny.save_base(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    keys = recipe(base, load_in_4bit=True, lora_dropout=0.0)
+    words = load_tokenizer(base)
+    change = chatml.prepare_tokenizer(words, conversational=True)
+    torch.manual_seed(0)
+    model = load_base(keys)
+    chatml.fit_embeddings(model, words, change)
+    model = adapters.attach(model, keys, change)
+    switches = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    assert switches
+    assert not any(module.support_avx512bf16_for_cpu for module in switches)
+
+    def gradients():
+        model.zero_grad()
+        ids = torch.tensor(PROBE[:1])
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    adapters.log_probabilities(model, PROBE)
+    after = gradients()
+    assert before.keys() == after.keys()
+    assert any("layers.0" in name and value.any() for name, value in before.items())
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name

@@ -26,7 +26,8 @@ def test_text_needs_no_template():
     change = chatml.prepare_tokenizer(words, conversational=False)
     assert words.chat_template is None
     assert words.eos_token == "<|endoftext|>"
-    assert words.pad_token == "<|pad|>" and len(change.added) == 1
+    assert words.pad_token == "<|pad|>"
+    assert len(change.added) == 1
 
 
 def test_the_template_begins_with_bos_where_the_tokenizer_does(stories):
@@ -69,3 +70,25 @@ def test_the_matrix_never_shrinks(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base)
     chatml.fit_embeddings(model, words, chatml.prepare_tokenizer(words, conversational=True))
     assert model.get_input_embeddings().weight.shape[0] == 320
+
+
+def test_the_token_that_ends_a_turn_ends_a_generation(tiny_base):
+    """A base may stop documents with one token while its template ends turns with another."""
+    words = tiny.tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    words.pad_token = "<|im_end|>"
+    words.chat_template = chatml.CHATML.replace("{BOS}", "")
+    change = chatml.prepare_tokenizer(words, conversational=True)
+    assert not change.added
+    chatml.stop_at(words, "<|im_end|>", change)
+    stop = words.convert_tokens_to_ids("<|im_end|>")
+    assert change.stops == [stop]
+    assert words.eos_token == "<|endoftext|>"
+    assert words.pad_token_id not in {stop, words.eos_token_id}
+    assert any("ends a turn with <|im_end|>" in note for note in change.notes)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    chatml.fit_embeddings(model, words, change)
+    assert model.generation_config.eos_token_id == [words.eos_token_id, stop]
+    chatml.stop_at(words, "<|endoftext|>", change)
+    chatml.stop_at(words, "no token", change)
+    assert change.stops == [stop]

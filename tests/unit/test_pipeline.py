@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import toolkit
 from tests import tiny
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.errors import HubError, RecipeError, TrainingError
 from toolkit.models import adapters
 
 
@@ -57,12 +57,26 @@ def test_changed_inputs_are_named_and_need_overwrite(tiny_base, chats, tmp_path)
     with pytest.raises(RecipeError, match=r"learning_rate: 0\.0002 → 0\.01.*--overwrite"):
         sft(tiny_base, chats, tmp_path / "run", learning_rate=1e-2)
     tiny.save_rows(chats, tiny.ROWS[:12])
-    with pytest.raises(RecipeError, match="chats.jsonl: its content changed"):
+    with pytest.raises(RecipeError, match=r"chats\.jsonl: its content changed"):
         sft(tiny_base, chats, tmp_path / "run")
     before = load_file(tmp_path / "run" / "adapter_model.safetensors")
     sft(tiny_base, chats, tmp_path / "run", overwrite=True, learning_rate=1e-2)
     after = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert any((before[key] != after[key]).any() for key in before)
+
+
+def test_a_typo_in_a_run_that_never_started_needs_no_overwrite(tiny_base, chats, tmp_path):
+    with pytest.raises(HubError):
+        sft("nobody/nothing-of-this-name", chats, tmp_path / "run")
+    assert sft(tiny_base, chats, tmp_path / "run").metrics["steps"] == 2
+
+
+def test_a_refused_recipe_leaves_the_run_s_own_record(tiny_base, chats, tmp_path):
+    sft(tiny_base, chats, tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(RecipeError):
+        sft(tiny_base, chats, tmp_path / "run", learning_rate=1e-2)
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
 
 
 def test_a_damaged_output_is_noticed(tiny_base, chats, tmp_path):
@@ -76,9 +90,10 @@ def test_a_stage_that_fails_is_not_finished(tiny_base, chats, tmp_path, monkeypa
     def fail(*args, **kwargs):
         raise TrainingError("what was saved does not give the numbers")
 
-    with monkeypatch.context() as patch, pytest.raises(TrainingError):
+    with monkeypatch.context() as patch:
         patch.setattr(adapters, "prove", fail)
-        sft(tiny_base, chats, tmp_path / "run")
+        with pytest.raises(TrainingError):
+            sft(tiny_base, chats, tmp_path / "run")
     assert not (tmp_path / "run" / "stage.json").exists()
     assert sft(tiny_base, chats, tmp_path / "run").manifest["verification"]
 
@@ -97,7 +112,8 @@ def test_an_interrupted_stage_resumes_from_a_whole_checkpoint(tiny_base, chats, 
     sft(tiny_base, chats, run, **keys)
     printed = capsys.readouterr().out
     assert "checkpoint-3 is incomplete (optimizer.pt is missing): passed over" in printed
-    assert "resuming from" in printed and "checkpoint-2" in printed
+    assert "resuming from" in printed
+    assert "checkpoint-2" in printed
     one, other = (load_file(path / "adapter_model.safetensors") for path in (whole.output_dir, run))
     assert all((one[key] == other[key]).all() for key in one)
 

@@ -61,7 +61,7 @@ def test_defaults_that_differ(load):
         "lora_target_modules": ("all-linear", None),
     }
     full = load(BASE + "use_peft: false\n").stages[0]
-    assert set(full.differing_defaults()) == {"dtype", "assistant_only_loss"}
+    assert set(full.differing_defaults()) == {"assistant_only_loss"}
     assert full["learning_rate"] == 2e-5
     continued = load(BASE + "start_from: org/adapter\n").stages[0]
     assert "lora_target_modules" not in continued.differing_defaults()

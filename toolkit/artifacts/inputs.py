@@ -38,7 +38,7 @@ def inputs_of(
     found: dict[str, Any] = {"recipe": _plain(recipe)}
     base = stage.written.get("model_name_or_path")
     if base:
-        found["base"] = model_identity(str(base))
+        found[f"base {base}"] = model_identity(str(base))
     for name in _data_names(stage):
         found[f"data {name}"] = data_identity(name)
     for parent in _parents(stage):

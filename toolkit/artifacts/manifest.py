@@ -134,8 +134,10 @@ def changed_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
                 for key in sorted({*old, *new})
                 if old.get(key) != new.get(key)
             ]
-        else:
+        elif part in before and part in now:
             phrases.append(f"{part}: its content changed")
+        elif part.startswith("object "):  # what another name replaces shows as a recipe key
+            phrases.append(f"{part}: {'given' if part in now else 'not given'} now")
     return phrases
 
 

@@ -12,12 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import TrainableTokensWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import get_peft_config
 
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models.chatml import TokenizerChange
-from toolkit.models.load import adapter_config, load_adapter, model_config
+from toolkit.models.load import adapter_config, keep_unpacked, load_adapter, model_config
 from toolkit.recipe import StageRecipe
 
 # TRL 1.16 reads `lm_head.bias` (trl/trainer/utils.py, add_fused_lm_head), which PEFT 0.21's wrapper
@@ -84,7 +84,7 @@ def ready(peft_model: Any) -> PeftModel:
     PEFT 0.21 writes the full embedding into the adapter as soon as the vocabulary has grown
     (save_and_load.py, `save_embedding_layers="auto"`); the trained rows are in it either way.
     """
-    as_float32(peft_model)
+    as_float32(keep_unpacked(peft_model))
     peft_model.save_pretrained = functools.partial(
         peft_model.save_pretrained, save_embedding_layers=False
     )
@@ -237,10 +237,10 @@ def check_finite(directory: Path) -> None:
                     )
 
 
-def save_beside(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_beside(model: Any, tokenizer: Any, directory: Path) -> None:
     """Write, beside an adapter's or a model's weights, its tokenizer and generation defaults."""
     tokenizer.save_pretrained(str(directory))
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base.generation_config.save_pretrained(str(directory))
 
 

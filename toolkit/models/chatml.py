@@ -5,8 +5,10 @@ A base checkpoint often has none of the three. It gets ChatML, whose two tokens 
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import RecipeError
@@ -31,11 +33,13 @@ class TokenizerChange:
     Attributes:
         trained: ids of the tokens whose embedding must be trained.
         added: those of them that the vocabulary did not have.
+        stops: ids of further tokens that end a turn, beside the tokenizer's own stop token.
         notes: what the user is told, one line each.
     """
 
     trained: list[int] = field(default_factory=list)
     added: list[int] = field(default_factory=list)
+    stops: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -48,7 +52,12 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> list[in
             {"additional_special_tokens": new},
             replace_extra_special_tokens=False,  # pyright: ignore[reportCallIssue]
         )
-    return [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
+    return [id_of(tokenizer, token) for token in new]
+
+
+def id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a token of the vocabulary."""
+    return tokenizer.get_vocab()[token]
 
 
 def puts_bos_first(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -60,7 +69,7 @@ def puts_bos_first(tokenizer: PreTrainedTokenizerBase) -> bool:
 def add_chatml(tokenizer: PreTrainedTokenizerBase, change: TokenizerChange) -> None:
     """Set ChatML as the chat template and its end-of-turn token as the stop token."""
     change.added += add_tokens(tokenizer, [START, STOP])
-    change.trained += [int(tokenizer.convert_tokens_to_ids(token)) for token in (START, STOP)]
+    change.trained += [id_of(tokenizer, token) for token in (START, STOP)]
     bos = "{{ bos_token }}" if puts_bos_first(tokenizer) else ""
     tokenizer.chat_template = CHATML.replace("{BOS}", bos)
     tokenizer.eos_token = STOP
@@ -76,10 +85,10 @@ def separate_pad(tokenizer: PreTrainedTokenizerBase, change: TokenizerChange) ->
     Padding with the stop token hides it from every loss that masks padding, and the model never
     learns to stop.
     """
-    stop = tokenizer.eos_token_id
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != stop:
+    taken: list[Any] = [None, tokenizer.eos_token_id, *change.stops]
+    if tokenizer.pad_token_id not in taken:
         return
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != stop:
+    if tokenizer.unk_token_id not in taken:
         tokenizer.pad_token = tokenizer.unk_token
     else:
         new = add_tokens(tokenizer, [PAD])
@@ -87,6 +96,25 @@ def separate_pad(tokenizer: PreTrainedTokenizerBase, change: TokenizerChange) ->
         change.trained += new
         tokenizer.pad_token = PAD
     change.notes.append(f"pad token: {tokenizer.pad_token} (it must differ from the stop token)")
+
+
+def stop_at(tokenizer: PreTrainedTokenizerBase, stop: str, change: TokenizerChange) -> None:
+    """Make the token that ends a turn in the chat template end a generation too.
+
+    Args:
+        tokenizer: its own stop token stays, so that the template renders as before.
+        stop: the text of the token; nothing happens unless it is one token of the vocabulary.
+        change: takes it up.
+    """
+    token = tokenizer.get_vocab().get(stop)
+    if token is None or token == tokenizer.eos_token_id:
+        return
+    change.stops.append(int(token))
+    change.notes.append(
+        f"stop token: the chat template ends a turn with {stop}, the tokenizer's own is "
+        f"{tokenizer.eos_token}; generation will stop at either"
+    )
+    separate_pad(tokenizer, change)
 
 
 def take_template(tokenizer: PreTrainedTokenizerBase, path: str, change: TokenizerChange) -> None:
@@ -152,11 +180,11 @@ def fit_embeddings(
 
     The matrix never shrinks: many checkpoints hold more rows than their tokenizer has tokens.
     """
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > matrices(model)[0].shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if change.added:
         start_at_mean(model, change.added)
-    stops = [int(tokenizer.eos_token_id)]
+    stops = [id_of(tokenizer, str(tokenizer.eos_token)), *change.stops]
     declared = model.generation_config.eos_token_id
     for token in declared if isinstance(declared, list) else [declared]:
         if token is not None and token not in stops:
@@ -166,14 +194,17 @@ def fit_embeddings(
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
+def matrices(model: PreTrainedModel) -> list[Tensor]:
+    """The weights of the embedding, and of the head if it has its own; (V, H) each."""
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = [cast(Tensor, module.weight) for module in modules if module is not None]
+    return weights[:1] if weights[0] is weights[-1] else weights
+
+
 @torch.no_grad()
 def start_at_mean(model: PreTrainedModel, ids: list[int]) -> None:
     """Set the rows of new tokens, in the embedding and in an untied head, to the others' mean."""
-    matrices = [model.get_input_embeddings().weight]
-    head = model.get_output_embeddings()
-    if head is not None and head.weight is not matrices[0]:
-        matrices.append(head.weight)
-    for weight in matrices:
+    for weight in matrices(model):
         others = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
         others[ids] = False
         # rows at and past the first new one may never have been used; they are not "the others"

@@ -180,7 +180,7 @@ def base_arguments(recipe: StageRecipe) -> dict[str, Any]:
         kwargs["attn_implementation"] = config.attn_implementation
     if config.load_in_4bit or config.load_in_8bit:
         # TRL hands this dtype to bitsandbytes, which knows no "auto"
-        config.dtype = declared_dtype(name, **hub) if dtype == "auto" else dtype
+        config.dtype = declared_dtype(name, **hub) if dtype in {"auto", None} else str(dtype)
         kwargs["quantization_config"] = get_quantization_config(config)
         if torch.cuda.is_available():  # each process holds its own copy, on its own GPU
             kwargs["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
@@ -196,7 +196,20 @@ def load_base(recipe: StageRecipe) -> PreTrainedModel:
     """
     name = str(recipe["model_name_or_path"])
     with loading(name):
-        return AutoModelForCausalLM.from_pretrained(name, **base_arguments(recipe))
+        return keep_unpacked(AutoModelForCausalLM.from_pretrained(name, **base_arguments(recipe)))
+
+
+def keep_unpacked(model: Any) -> Any:
+    """Keep a 4-bit base trainable on a CPU, whatever is evaluated in between.
+
+    bitsandbytes 0.50 (nn/modules.py, Linear4bit.forward) packs the weights for AVX512-BF16 in the
+    first evaluation. A packed layer passes no gradient on, silently, and one whose width is no
+    multiple of 32 stops there.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load(
@@ -246,7 +259,7 @@ def load_adapter(name: str, adapter: dict[str, Any], **kwargs: Any) -> Any:
         kwargs["dtype"] = device_dtype(
             base, kwargs.get("dtype", "auto"), revision=adapter.get("revision") or "main"
         )
-        model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs)
+        model: Any = keep_unpacked(AutoPeftModelForCausalLM.from_pretrained(name, **kwargs))
     if (Path(name) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(name)
         model.get_base_model().generation_config = model.generation_config
@@ -267,7 +280,8 @@ def adapter_config(name: str) -> dict[str, Any] | None:
 
 def stop_token_ids(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a generation: the tokenizer's stop token and the model's own list."""
-    ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    own: Any = tokenizer.eos_token_id
+    ids = [] if own is None else [int(own)]
     config = getattr(model, "generation_config", None)
     declared = getattr(config, "eos_token_id", None)
     for token in declared if isinstance(declared, list) else [declared]:

@@ -16,9 +16,12 @@ def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         stage: the stage.
-        written: what the recipe gives; it wins, and `use_peft: false` leaves upstream's rates.
+        written: what the recipe gives; it wins. With `use_peft: false` upstream's rates stay, and
+            its float32 too: a bf16 weight cannot take steps of full fine-tuning's size.
     """
-    ours: dict[str, Any] = {"dtype": "auto"}
+    ours: dict[str, Any] = {}
+    if stage not in TRAINING or written.get("use_peft", stage in ADAPTED):
+        ours["dtype"] = "auto"
     if stage == "sft":
         ours["assistant_only_loss"] = True
     if stage in ADAPTED:

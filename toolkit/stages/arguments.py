@@ -99,7 +99,9 @@ def build_arguments(
         RecipeError: if TRL refuses a combination of keys.
     """
     written = recipe.arguments(config_class.__name__)
-    arguments = written | device_arguments(recipe) | batch_arguments(recipe) | changed
+    arguments: dict[str, Any] = (
+        written | device_arguments(recipe) | batch_arguments(recipe) | changed
+    )
     arguments |= {"output_dir": str(output_dir), "disable_tqdm": True}
     try:
         built = config_class(**arguments)

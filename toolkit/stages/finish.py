@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.errors import TrainingError
@@ -79,12 +79,11 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         progress.stop()
 
 
-def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> Saved:
+def save(trainer: Trainer) -> Saved:
     """Write the artefact and note what it must give when it is loaded again.
 
     Args:
-        trainer: after training; every process calls this.
-        tokenizer: saved beside the weights.
+        trainer: after training, with a tokenizer as its processing class; every process calls this.
     """
     directory = Path(str(trainer.args.output_dir))
     metrics = measured(trainer)
@@ -100,7 +99,7 @@ def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> Saved:
     if trainer.is_world_process_zero():
         # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
-        adapters.save_beside(trainer.model, tokenizer, directory)
+        adapters.save_beside(trainer.model, trainer.processing_class, directory)
     return Saved(directory, metrics, probe, expected, trainer.args.device)
 
 

@@ -9,23 +9,18 @@ import torch
 
 
 class Usage:
-    """Measures what happens inside a `with` block, in this process."""
+    """Measures what this process uses from here on."""
 
-    def __enter__(self) -> "Usage":
+    def __init__(self) -> None:
         self.started = time.monotonic()
-        self.seconds = 0.0
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.seconds = time.monotonic() - self.started
 
     def as_dict(self) -> dict[str, Any]:
         """Seconds, device and peak memory, for the manifest."""
         gpu = torch.cuda.is_available()
         return {
-            "seconds": round(self.seconds, 2),
+            "seconds": round(time.monotonic() - self.started, 2),
             "device": torch.cuda.get_device_name() if gpu else "cpu",
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if gpu else peak_rss(),
         }

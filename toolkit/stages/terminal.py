@@ -5,7 +5,6 @@ then. Only the first process of several prints.
 """
 
 import json
-import logging
 import os
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from typing import Any
 
 import datasets
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar as disable_loading_bar
@@ -23,24 +23,11 @@ WIDTH = 80  # what a log file and a narrow terminal can show
 PLAIN_LINES = 20  # how many progress lines a run leaves in a log, at most
 
 
-# What upstream says about things that are meant here, by the start of each message.
-EXPECTED = {
-    "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens",
-    "transformers.modeling_utils": "The new embeddings will be initialized",
-    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-}
-
-
-def quiet_libraries() -> None:
-    """Silence the messages of libraries that a user can do nothing about, and no others."""
-    for name, start in EXPECTED.items():
-        logging.getLogger(name).addFilter(
-            lambda record, start=start: not record.getMessage().startswith(start)
-        )
+def hide_library_bars() -> None:
+    """Leave the terminal to our own progress line; loading a base shows its bar to a person."""
+    datasets.disable_progress_bars()
     if not sys.stderr.isatty():
         disable_loading_bar()
-    datasets.disable_progress_bars()
 
 
 def console() -> Console:
@@ -65,12 +52,24 @@ def note(line: str) -> None:
     screen.print("\n".join(wrapped), markup=False, soft_wrap=True)
 
 
+def command(word: str, line: str) -> None:
+    """A line to paste, never broken, after a word that says what it does."""
+    console().print(f"   [dim]{word:<6}[/dim] {escape(line)}", soft_wrap=True)
+
+
 def readable(number: float) -> str:
     """A count with a unit: 1,234 or 1.2M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e5, "k")):
         if abs(number) >= size:
             return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
     return f"{number:,.0f}"
+
+
+def interval(state: TrainerState) -> int:
+    """Steps between two plain lines: few lines, and each with a loss that was just logged."""
+    wanted = max(1, -(-state.max_steps // PLAIN_LINES))
+    logged = int(state.logging_steps)
+    return -(-wanted // logged) * logged if 0 < logged <= state.max_steps // 4 else wanted
 
 
 class ProgressLine(TrainerCallback):
@@ -87,6 +86,7 @@ class ProgressLine(TrainerCallback):
         self.latest: dict[str, float] = {}
         self.started = 0.0
         self.first_step = 0
+        self.printed = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,7 +94,7 @@ class ProgressLine(TrainerCallback):
         """Start the clock and, on a terminal, the bar."""
         if not state.is_world_process_zero:
             return
-        self.started, self.first_step = time.monotonic(), state.global_step
+        self.started, self.first_step, self.printed = time.monotonic(), state.global_step, 0
         if not sys.stdout.isatty():
             return
         self.progress = Progress(
@@ -111,16 +111,17 @@ class ProgressLine(TrainerCallback):
             "", total=state.max_steps, completed=state.global_step, values=""
         )
 
-    def on_step_end(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Advance the bar, or print a plain line every so many steps."""
+        """Show the step before: only now has it been logged."""
         if not state.is_world_process_zero:
             return
+        done = state.global_step - self.first_step
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step, values=self.values())
-        elif state.global_step % max(1, -(-state.max_steps // PLAIN_LINES)) == 0:
-            done = state.global_step - self.first_step
+        elif done - self.printed >= interval(state):
+            self.printed = done
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             note(f"step {state.global_step}/{state.max_steps}  {self.values()}  {left:.0f} s left")
 

@@ -1,0 +1,115 @@
+"""What a stage trains on: the rows, the tokenizer they need, and their sequences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.data.chat import describe_template
+from toolkit.data.sequences import Sequences, tokenize
+from toolkit.data.sources import Rows, load_rows
+from toolkit.errors import RecipeError
+from toolkit.models import adapters, chatml
+from toolkit.models.load import load_tokenizer, remote_code
+from toolkit.recipe import StageRecipe
+from toolkit.stages.arguments import on_cpu
+from toolkit.stages.terminal import note, readable
+
+Examples = Dataset | Sequence[Mapping[str, Any]]
+
+
+def starting_point(recipe: StageRecipe, earlier: Mapping[str, Path]) -> str | None:
+    """The adapter that `start_from` names: an earlier stage's folder, else the name itself."""
+    start = recipe["start_from"]
+    return None if start is None else str(earlier.get(start, start))
+
+
+@dataclass
+class Prepared:
+    """What is trained, before any weight is loaded.
+
+    Attributes:
+        rows: the rows as read, with their origin.
+        tokenizer: with the template, the stop token and the pad token that training needs.
+        change: what was added to it.
+        sequences: "train", and "eval" where rows are held out.
+    """
+
+    rows: Rows
+    tokenizer: PreTrainedTokenizerBase
+    change: chatml.TokenizerChange
+    sequences: dict[str, Sequences]
+
+
+def prepare(
+    recipe: StageRecipe,
+    parent: str | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    train_dataset: Examples | None = None,
+    eval_dataset: Examples | None = None,
+) -> Prepared:
+    """Read the rows, and turn them into `input_ids` and `labels`; arguments as in `build`."""
+    rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    tokenizer = processing_class or load_tokenizer(
+        parent or recipe["model_name_or_path"], **({} if parent else remote_code(recipe))
+    )
+    change = chatml.prepare_tokenizer(
+        tokenizer,
+        conversational=rows.conversational,
+        chat_template_path=recipe["chat_template_path"],
+        eos_token=recipe["eos_token"],
+    )
+    if rows.conversational:
+        template = describe_template(tokenizer)
+        chatml.stop_at(tokenizer, template.stop, change)
+        if template.reason:
+            change.notes.append(f"chat template: {template.reason}")
+    sequences = {
+        split: tokenize(
+            data,
+            tokenizer,
+            format=rows.format,
+            max_length=recipe["max_length"],
+            completion_only_loss=recipe["completion_only_loss"],
+            assistant_only_loss=recipe["assistant_only_loss"],
+            dataset_text_field=recipe["dataset_text_field"],
+            num_proc=recipe["dataset_num_proc"],
+        )
+        for split, data in (("train", rows.train), ("eval", rows.eval))
+        if data is not None
+    }
+    return Prepared(rows, tokenizer, change, sequences)
+
+
+def check_length(recipe: StageRecipe, data: Prepared, model: PreTrainedModel) -> None:
+    """Refuse sequences with more positions than the base has.
+
+    Raises:
+        RecipeError: naming the longest sequence and the base's limit.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(found.report.longest for found in data.sequences.values())
+    longest = min(longest, recipe["max_length"] or longest)
+    if limit is not None and 0 < limit < longest:
+        raise RecipeError(
+            f"max_length: the longest sequence has {longest:,} tokens, but the base has "
+            f"{limit:,} positions; write max_length: {limit}, and longer rows are cut and counted"
+        )
+
+
+def tell(data: Prepared, model: Any) -> None:
+    """Say what is trained: the rows, the tokens with loss, what was added, the parameters."""
+    for line in [*data.rows.notes, *data.change.notes]:
+        note(line)
+    for split, found in data.sequences.items():
+        for line in found.report.lines():
+            note(line if split == "train" else f"held out: {line}")
+    trained, total = adapters.trained_parameters(model)
+    where = "CPU" if on_cpu() else "GPU"
+    note(
+        f"trained: {readable(trained)} of {readable(total)} parameters "
+        f"({trained / total:.2%}), {where}"
+    )
