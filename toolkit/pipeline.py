@@ -12,11 +12,13 @@ import yaml
 
 from toolkit.artifacts import inputs, manifest
 from toolkit.artifacts.manifest import RunResult, StageResult
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
 from toolkit.stages import arguments, terminal
 from toolkit.stages.resources import Usage
 
+REPORT = "report.json"
+NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
 OBJECTS = (
     "model", "processing_class", "train_dataset", "eval_dataset", "callbacks",
 )  # fmt: skip
@@ -96,7 +98,21 @@ def run_recipe(
         )
         earlier[stage.name] = folder
         meet()
+    if recipe.is_pipeline and arguments.is_first_process():
+        gather_reports(recipe)
     return result
+
+
+def gather_reports(recipe: Recipe) -> None:
+    """Put what every exam found together in the run's own `report.json`."""
+    exams = [stage.name for stage in recipe.stages if stage.stage == "evaluate"]
+    reports = [manifest.read_json(recipe.output_dir / name / REPORT) or {} for name in exams]
+    if reports:
+        gathered = {
+            part: [row for report in reports for row in report.get(part, ())]
+            for part in ("exam", "comparisons")
+        }
+        manifest.write_json(recipe.output_dir / REPORT, gathered)
 
 
 def run_one(
@@ -122,7 +138,7 @@ def run_one(
     refuse_or_clear(folder, before, changed, overwrite=overwrite)
     meet()
     usage = Usage()
-    with disk_errors(folder):
+    with one_line(folder):
         if arguments.is_first_process():
             folder.mkdir(parents=True, exist_ok=True)
             write_recipe(recipe)
@@ -137,28 +153,36 @@ def run_one(
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk, which every library reports in its own way, into one line.
+def one_line(folder: Path) -> Iterator[None]:
+    """Turn what every library reports in its own way into one line: disk, packages, network.
 
     Raises:
         TrainingError: if the disk is full.
-        RecipeError: if the folder cannot be made.
+        RecipeError: if the folder cannot be made, or a key asks for a package that is not here.
+        HubError: if the Hub cannot be reached or refuses.
     """
     try:
         yield
+    except ToolkitError:
+        raise
     except Exception as error:
+        said = " ".join(str(error).split())
+        if "No space left on device" in said:
+            free = shutil.disk_usage(folder).free >> 20
+            raise TrainingError(
+                f"{folder}: the disk is full ({free} MiB free); nothing half-written counts as "
+                "finished: make room and run the same command again"
+            ) from error
         if isinstance(error, OSError) and error.filename in {
             str(folder),
             *map(str, folder.parents),
         }:
-            raise RecipeError(f"output_dir: {folder} cannot be made ({error})") from error
-        if "No space left on device" not in str(error):
-            raise
-        free = shutil.disk_usage(folder).free >> 20
-        raise TrainingError(
-            f"{folder}: the disk is full ({free} MiB free); nothing half-written counts as "
-            "finished: make room and run the same command again"
-        ) from error
+            raise RecipeError(f"output_dir: {folder} cannot be made ({said})") from error
+        if isinstance(error, ImportError) or "to be installed" in said:
+            raise RecipeError(f"the recipe needs a package that is not here: {said}") from error
+        if type(error).__module__.partition(".")[0] in NETWORK:
+            raise HubError(f"the Hub cannot be reached, or refuses: {said}") from error
+        raise
 
 
 def refuse_or_clear(

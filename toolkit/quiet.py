@@ -8,12 +8,15 @@ import os
 import sys
 import warnings
 
-# Logger -> how its message starts.
-EXPECTED = {
+# Logger -> how its message starts. New rows are set to the mean by us; long rows are cut later.
+EXPECTED: dict[str, str | tuple[str, ...]] = {
     "transformers.trainer_utils": "The tokenizer has new PAD/BOS/EOS tokens",
-    "transformers.modeling_utils": "The new embeddings will be initialized",  # they are, by us
-    "transformers.tokenization_utils_base": "Token indices sequence length is longer",  # cut later
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # it has another
+    "transformers.modeling_utils": (
+        "The new embeddings will be",
+        "The new lm_head weights will be",
+    ),
+    "transformers.tokenization_utils_base": "Token indices sequence length is longer",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
 }
 # TRL 1.16 sets the first and PEFT 0.21 reads the second; transformers 5.23 warns of both.
 DEPRECATED = ("`gradient_checkpointing` is deprecated", "`is_gradient_checkpointing` is deprecated")
@@ -36,10 +39,10 @@ class Expected(logging.Filter):
     """Drops the messages that start in one way.
 
     Args:
-        start: how they start.
+        start: how they start; one of several.
     """
 
-    def __init__(self, start: str):
+    def __init__(self, start: str | tuple[str, ...]):
         super().__init__()
         self.start = start
 

@@ -151,3 +151,19 @@ def test_an_evaluation_leaves_the_gradients_of_a_four_bit_base(tmp_path):
     assert any("layers.0" in name and value.any() for name, value in before.items())
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
+
+
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_matrices_that_are_trained_whole_need_no_rows(head, tiny_base, untied_base):
+    base = tiny_base if head == "tied" else untied_base
+    both = ["embed_tokens", "lm_head"]
+    if head == "tied":
+        with pytest.warns(UserWarning, match="ensure_weight_tying"):
+            model, _ = attached(base, lora_modules_to_save=both)
+    else:
+        model, _ = attached(base, lora_modules_to_save=both)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sum("modules_to_save" in name for name in names) == 2
+    assert not any("trainable_tokens" in name for name in names)
+    with pytest.raises(RecipeError, match=r"name both \(embed_tokens, lm_head\) or none"):
+        attached(base, lora_modules_to_save=["lm_head"])

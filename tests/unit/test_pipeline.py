@@ -184,6 +184,31 @@ def test_four_bit(tiny_base, chats, tmp_path):
     assert result.manifest["verification"]["verified"] == "fresh_load"
 
 
+@pytest.mark.parametrize(
+    "keys", [{"bf16": True}, {"dtype": "bfloat16"}, {"use_dora": True}], ids=str
+)
+def test_what_is_saved_is_proved_in_any_precision(keys, tiny_base, chats, tmp_path):
+    """Mixed precision wraps the forward pass of the model in memory, not of the one loaded."""
+    proof = sft(tiny_base, chats, tmp_path / "run", **keys).manifest["verification"]
+    assert proof["verified"] == "fresh_load"
+    assert proof["largest_difference"] < 1e-4
+
+
+def test_a_package_that_is_not_here_is_named(tiny_base, chats, tmp_path):
+    with pytest.raises(RecipeError, match="needs a package that is not here: FlashAttention2"):
+        sft(tiny_base, chats, tmp_path / "run", attn_implementation="flash_attention_2")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tiny_base, chats, tmp_path):
+    with pytest.raises(HubError, match="the Hub cannot be reached, or refuses"):
+        sft(tiny_base, chats, tmp_path / "run", push_to_hub=True)
+
+
+def test_a_checkpoint_that_is_not_there(tiny_base, chats, tmp_path):
+    with pytest.raises(RecipeError, match="resume_from_checkpoint: no folder"):
+        sft(tiny_base, chats, tmp_path / "run", resume_from_checkpoint="./none")
+
+
 def test_a_global_batch_that_cannot_be_formed_is_refused(tiny_base, chats, tmp_path):
     with pytest.raises(RecipeError, match=r"global_batch_size 6 .* nearest that can is 8"):
         sft(tiny_base, chats, tmp_path / "run", global_batch_size=6)

@@ -53,8 +53,7 @@ def attach(model: PreTrainedModel, recipe: StageRecipe, change: TokenizerChange)
     """
     config = get_peft_config(model_config(recipe))
     assert isinstance(config, LoraConfig)
-    if change.trained:
-        config.trainable_token_indices = trained_rows(model, change.trained)
+    config.trainable_token_indices = rows_to_train(model, change.trained, config)
     try:
         peft_model = get_peft_model(model, config)
     except ValueError as error:
@@ -65,17 +64,29 @@ def attach(model: PreTrainedModel, recipe: StageRecipe, change: TokenizerChange)
     return ready(peft_model)
 
 
-def trained_rows(model: PreTrainedModel, ids: list[int]) -> dict[str, list[int]]:
+def rows_to_train(
+    model: PreTrainedModel, ids: list[int], config: LoraConfig
+) -> dict[str, list[int]] | None:
     """PEFT's `trainable_token_indices`: the embedding's rows, and an untied head's.
 
-    A tied head follows the embedding by itself.
+    A tied head follows the embedding by itself; matrices that are trained whole need no rows.
+
+    Raises:
+        RecipeError: if only one of the two matrices is trained whole.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
-    rows = {names[embedding]: sorted(ids)}
-    if head is not None and head.weight is not embedding.weight:
-        rows[names[head]] = sorted(ids)
-    return rows
+    both = [names[module] for module in (embedding, head) if module is not None]
+    whole = set(both) & set(config.modules_to_save or ())
+    if not ids or whole == set(both):
+        return None
+    if whole:
+        raise RecipeError(
+            f"lora_modules_to_save names {', '.join(whole)}: of the two matrices that hold the "
+            f"added tokens, name both ({', '.join(both)}) or none, and only their rows are trained"
+        )
+    tied = head is None or head.weight is embedding.weight
+    return {name: sorted(ids) for name in (both[:1] if tied else both)}
 
 
 def ready(peft_model: Any) -> PeftModel:

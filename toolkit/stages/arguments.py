@@ -106,7 +106,7 @@ def build_arguments(
     try:
         built = config_class(**arguments)
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"stage {recipe.name!r}: {error}") from error
+        raise RecipeError(f"stage {recipe.name!r}: {' '.join(str(error).split())}") from error
     if processes() == 1 and built.n_gpu > 1:
         # One process would become nn.DataParallel, which TRL refuses; the launcher uses them all.
         built._n_gpu = 1

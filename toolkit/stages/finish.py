@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer
 
 from toolkit.artifacts.manifest import StageResult
-from toolkit.errors import TrainingError
+from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters
 from toolkit.recipe import StageRecipe
+from toolkit.stages.arguments import is_first_process
 from toolkit.stages.terminal import ProgressLine, note
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
@@ -59,12 +60,19 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
 
     Raises:
         TrainingError: if the device has not enough memory.
+        RecipeError: if the checkpoint that the recipe names is not there.
     """
     directory = Path(str(trainer.args.output_dir))
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
-    checkpoint: Any = recipe["resume_from_checkpoint"] or newest_checkpoint(directory)
+    asked = recipe["resume_from_checkpoint"]
+    if asked and not Path(asked).is_dir():
+        raise RecipeError(
+            f"resume_from_checkpoint: no folder {asked}; leave the key out, and the newest whole "
+            f"checkpoint in {directory} is taken"
+        )
+    checkpoint = asked or newest_checkpoint(directory)
     if checkpoint:
         note(f"resuming from {checkpoint}")
     try:
@@ -93,9 +101,11 @@ def save(trainer: Trainer) -> Saved:
         rows = range(min(PROBE_SEQUENCES, len(trainer.train_dataset)))  # pyright: ignore
         probe = [trainer.train_dataset[row]["input_ids"][:PROBE_TOKENS] for row in rows]  # pyright: ignore
     trainer.save_model(str(directory))
+    # mixed precision wraps the forward pass; whoever loads the adapter has no such wrapper
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     # TRL trains an adapter over a quantized base in bfloat16; PEFT loads it in float32
-    adapters.as_float32(trainer.model)
-    expected = adapters.log_probabilities(trainer.model, probe)
+    adapters.as_float32(model)
+    expected = adapters.log_probabilities(model, probe)
     if trainer.is_world_process_zero():
         # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
@@ -119,6 +129,8 @@ def measured(trainer: Trainer) -> dict[str, Any]:
 def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) -> StageResult:
     """Load the artefact from disk as a user would, and compare it with what was trained.
 
+    The first process does it, which wrote the files; the others wait at the end of the stage.
+
     Args:
         saved: what `save` returned; the trainer should be gone, so that one base is in memory.
         reload: what the base is loaded with; None where it cannot be loaded again.
@@ -128,6 +140,8 @@ def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) 
         TrainingError: if the numbers differ.
     """
     gc.collect()
+    if not is_first_process():
+        return StageResult(saved.directory, saved.metrics)
     if not saved.probe:
         adapters.check_finite(saved.directory)
         proof: dict[str, Any] = {"verified": "finite", "reason": "the model is sharded"}
@@ -142,6 +156,6 @@ def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) 
         )
         note(
             f"proved: loaded again from {saved.directory}, log-probabilities differ by at most "
-            f"{proof['largest_difference']:.1e}"
+            f"{proof['largest_difference']:.1g}"
         )
     return StageResult(saved.directory, saved.metrics, {"verification": proof})

@@ -149,7 +149,7 @@ class ProgressLine(TrainerCallback):
             return
         self.stop()
         elapsed = time.monotonic() - self.started
-        note(f"{state.global_step} steps in {elapsed:.0f} s  {self.values()}")
+        note(f"{state.global_step} step(s) in {elapsed:.0f} s  {self.values()}")
 
     def stop(self) -> None:
         """Take the bar away, also after an error."""
@@ -159,7 +159,11 @@ class ProgressLine(TrainerCallback):
 
     def values(self) -> str:
         """The latest loss and speed in a few words."""
-        shown = [("loss", "loss"), ("eval_loss", "held-out"), ("mean_token_accuracy", "accuracy")]
+        shown = [
+            ("loss" if "loss" in self.latest else "train_loss", "loss"),
+            ("eval_loss", "held-out"),
+            ("mean_token_accuracy", "accuracy"),
+        ]
         return "  ".join(
             f"{word} {self.latest[key]:.3f}" for key, word in shown if key in self.latest
         )

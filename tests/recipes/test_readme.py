@@ -1,0 +1,124 @@
+"""What the README shows is run as it stands, on a tiny base in place of the one it names."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from toolkit.errors import RecipeError
+from toolkit.recipe import keys_of, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BASE = "HuggingFaceTB/SmolLM2-360M"
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+def commands(start: str) -> list[str]:
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.startswith(start)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the README's data file, and the project's own recipes."""
+    tiny.save_rows(tmp_path / "my.jsonl", tiny.ROWS)
+    for name in ("recipes", "accelerate_configs", "toolkit"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands(folder, tiny_base):
+    found = commands("toolkit ")
+    assert len(found) >= 6
+    launch = commands("accelerate ")
+    for line in [*found, *launch]:
+        words = line.replace(BASE, str(tiny_base)).split()
+        if words[1] == "init":
+            words += ["--model_name_or_path", str(tiny_base)]
+        if words[1] in {"run", "sft"}:
+            words += ["--max_steps", "1"]
+        if words[0] == "accelerate":
+            assert Path(words[words.index("--config_file") + 1]).is_file()
+            words = [*words[words.index("toolkit") :], "--output_dir", "runs/launched"]
+        code = "import sys; from toolkit.cli import main; sys.exit(main())"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words[1:]], env=environment, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert (folder / "runs").is_dir()
+
+
+def test_the_python(folder, tiny_base):
+    (code,) = blocks("python")
+    code = code.replace(BASE, str(tiny_base)).replace("…", str(tiny_base))
+    code = code.replace("max_steps=10)", f'max_steps=1, output_dir="{folder}/quickstart")')
+    code = code.replace('output_dir="runs/sft"\n', 'output_dir="runs/sft", max_steps=1\n')
+    assert code.count("max_steps=1") == 2
+    from transformers import TrainerCallback
+
+    names = {"rows": tiny.ROWS, "mine": TrainerCallback()}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (folder / "runs" / "sft" / "stage.json").is_file()
+    assert (folder / "quickstart" / "report.json").is_file()
+
+
+def test_the_recipe(folder):
+    (text,) = blocks("yaml")
+    Path("my.yaml").write_text(text, encoding="utf-8")
+    assert [stage.name for stage in load_recipe("my.yaml").stages] == ["sft", "exam"]
+
+
+def test_the_error(folder):
+    (line,) = commands("error: ")
+    text = "stage: sft\nmodel_name_or_path: x\ndataset_name: y\nlearning_ratee: 1e-4\n"
+    Path("my.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        load_recipe("my.yaml")
+    assert f"error: {error.value}" == line
+
+
+def test_the_table_of_defaults(folder):
+    Path("my.yaml").write_text("stage: sft\nmodel_name_or_path: x\ndataset_name: y\n")
+    differing = load_recipe("my.yaml").stages[0].differing_defaults()
+    assert differing
+    for key in differing:
+        assert f"| `{key}`" in README, key
+
+
+def test_our_own_keys_are_listed():
+    ours = {
+        name
+        for stage in ("sft", "evaluate")
+        for name, key in keys_of(stage).items()
+        if key.owner == "toolkit"
+    }
+    for name in ("start_from", "global_batch_size", "dataset_revision", "tasks", "of"):
+        assert name in ours
+        assert f"`{name}`" in README
+
+
+def test_links_and_files_are_there():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"(?:recipes|accelerate_configs)/[\w./-]+\.(?:yaml|py)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_make_s_two_targets_stand_at_the_top():
+    first = blocks("")[0]
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", first, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert README.index("make demo") < 1200
