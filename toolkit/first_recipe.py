@@ -8,18 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+import yaml
+from transformers import AutoConfig
 
-from toolkit.data.formats import to_standard
+from toolkit.data.formats import FIELDS, to_standard
 from toolkit.data.sequences import tokenize
 from toolkit.data.tables import load_table
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.errors import UsageError
 from toolkit.models import chatml
 from toolkit.models.load import load_tokenizer
 
 CHARACTERS_PER_TOKEN = 3.5  # of English text with a vocabulary of common size, rounded down
 MEASURED_ROWS = 2000
 GIB = 1024**3
+TRAINED = {
+    "messages": "the assistant's turns are",
+    "prompt_completion": "the completion is",
+    "text": "every token is",
+}
+Line = tuple[str, Any, str]  # key, value, comment
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,6 @@ class Choice:
         in_4bit: whether the base is held in 4 bits.
         tokens: how many tokens one step of one device can hold.
         length: the largest `max_length` that is sensible.
-        packs: whether short rows are packed together.
     """
 
     device: str
@@ -40,7 +46,6 @@ class Choice:
     in_4bit: bool
     tokens: int
     length: int
-    packs: bool
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,20 @@ class Look:
 
     Attributes:
         count: how many there are.
-        form: "messages", "prompt_completion" or "text".
-        lengths: tokens of each row that was measured.
+        format: "messages", "prompt_completion" or "text".
+        conversational: whether they are messages.
+        lengths: tokens of each sequence that was measured.
         measured: how they were counted, in words.
-        notes: what was converted or is not used.
+        positions: how many the base has; None if that is not known here.
+        notes: what was converted, is not used, or is lost.
     """
 
     count: int
-    form: str
+    format: str
+    conversational: bool
     lengths: np.ndarray
     measured: str
+    positions: int | None
     notes: list[str]
 
 
@@ -76,19 +85,22 @@ def write_first_recipe(
         The recipe's path.
 
     Raises:
-        UsageError: if the recipe's file is there already.
+        UsageError: if the recipe's file is there already, or cannot be written.
         DataError: if a row is wrong.
         HubError: if the Hub does not give the data.
     """
     path = Path(output) if output else Path(f"sft_{_stem(data_path)}.yaml")
+    choice = choose()
     if path.exists():
         raise UsageError(f"{path} is there already; name another file with --output")
-    choice = choose()
     look = look_at(data_path, model_name_or_path or choice.base)
     text = recipe_text(data_path, look, choice, model_name_or_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as stream:
-        stream.write(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
 
 
@@ -105,13 +117,13 @@ def choose() -> Choice:
         memory = device.total_memory / GIB
         words = f"{torch.cuda.device_count()} × {device.name}, {memory:.0f} GiB"
         if memory >= 40:
-            return Choice(words, "Qwen/Qwen3-4B-Base", False, 32768, 4096, True)
+            return Choice(words, "Qwen/Qwen3-4B-Base", False, 32768, 4096)
         if memory >= 14:
-            return Choice(words, "Qwen/Qwen3-4B-Base", True, 8192, 2048, False)
-        return Choice(words, "Qwen/Qwen3-0.6B-Base", False, 4096, 2048, False)
+            return Choice(words, "Qwen/Qwen3-4B-Base", True, 8192, 2048)
+        return Choice(words, "Qwen/Qwen3-0.6B-Base", False, 4096, 2048)
     if torch.backends.mps.is_available():
-        return Choice("Apple GPU (MPS)", "Qwen/Qwen3-0.6B-Base", False, 4096, 2048, False)
-    return Choice("CPU", "HuggingFaceTB/SmolLM2-135M", False, 1024, 1024, False)
+        return Choice("Apple GPU (MPS)", "Qwen/Qwen3-0.6B-Base", False, 4096, 2048)
+    return Choice("CPU", "HuggingFaceTB/SmolLM2-135M", False, 1024, 1024)
 
 
 def look_at(data_path: str, base: str) -> Look:
@@ -119,35 +131,37 @@ def look_at(data_path: str, base: str) -> Look:
 
     Args:
         data_path: a file, a folder or a Hub id.
-        base: counts tokens if its tokenizer is on this disk; else characters are counted.
+        base: counts tokens if it is a folder on this disk; else characters are counted.
     """
     table, origin = load_table(data_path)
     rows, form, notes = to_standard(table, origin=data_path)
+    notes = [*origin.get("notes", ()), *notes]
     some = rows.select(range(0, len(rows), -(-len(rows) // MEASURED_ROWS)))
-    lengths = _tokens(some, form, base) if Path(base).is_dir() else None
-    measured = f"as {base} counts"
-    if lengths is None:
-        measured = "estimated from characters"
+    is_chat = not isinstance(some[0][FIELDS[form][0]], str)
+    if not Path(base).expanduser().is_dir():
         lengths = np.array([_characters(row, form) for row in some]) / CHARACTERS_PER_TOKEN
-    return Look(len(rows), form, lengths, measured, [*origin.get("notes", ()), *notes])
+        measured = f"estimated, {CHARACTERS_PER_TOKEN} characters each"
+        return Look(len(rows), form, is_chat, lengths, measured, None, notes)
+    tokenizer = load_tokenizer(base)
+    chatml.prepare_tokenizer(tokenizer, conversational=is_chat)
+    found = tokenize(some, tokenizer, format=form, max_length=None)
+    lengths = np.array([len(ids) for ids in found.dataset["input_ids"]])
+    notes += found.report.lines()[1:]
+    measured = f"as {base} counts" + f", of {len(some):,} rows" * (len(some) < len(rows))
+    return Look(len(rows), form, is_chat, lengths, measured, _positions(base), notes)
 
 
-def _tokens(rows: Dataset, form: str, base: str) -> np.ndarray | None:
-    """Tokens of each sequence; None if the base's tokenizer cannot count these rows."""
+def _positions(base: str) -> int | None:
+    """How many positions a base in a folder has; None if it does not say."""
     try:
-        tokenizer = load_tokenizer(base)
-        chatml.prepare_tokenizer(
-            tokenizer, conversational=form == "messages" or isinstance(rows[0].get("prompt"), list)
-        )
-        found = tokenize(rows, tokenizer, format=form, max_length=None)
-    except ToolkitError:
+        config = AutoConfig.from_pretrained(base).get_text_config()
+    except (OSError, ValueError):  # no config.json, or of a model that is not known
         return None
-    return np.array([len(ids) for ids in found.dataset["input_ids"]])
+    return getattr(config, "max_position_embeddings", None)
 
 
-def _characters(row: dict[str, Any], form: str) -> int:
-    columns = {"messages": ("messages",), "text": ("text",)}.get(form, ("prompt", "completion"))
-    values = [row[column] for column in columns]
+def _characters(row: Any, form: str) -> int:
+    values = [row[column] for column in FIELDS[form]]
     return sum(
         len(v) if isinstance(v, str) else len(json.dumps(v, ensure_ascii=False)) for v in values
     )
@@ -155,95 +169,101 @@ def _characters(row: dict[str, Any], form: str) -> int:
 
 def recipe_text(data_path: str, look: Look, choice: Choice, base: str | None) -> str:
     """The recipe, with a comment where a choice was made."""
-    longest, most = float(look.lengths.max()), float(np.percentile(look.lengths, 99))
+    most = float(np.percentile(look.lengths, 99))
+    about = [
+        f"SFT on {data_path}: {look.count:,} rows of {' and '.join(FIELDS[look.format])}; "
+        f"{TRAINED[look.format]} trained.",
+        f"Lengths in tokens ({look.measured}): median {np.median(look.lengths):,.0f}, "
+        f"99 % within {most:,.0f}, longest {look.lengths.max():,.0f}.",
+        f"Written for: {choice.device}.",
+        *(f"Note: {note}" for note in look.notes),
+    ]
     max_length = min(choice.length, max(64, -(-int(most * 1.1) // 64) * 64))
-    over = int((look.lengths > max_length).sum())
-    room = max(1, choice.tokens // max_length)
-    per_device = 1 << min(4, room.bit_length() - 1)
-    global_batch = max(per_device, 16 if look.count >= 500 else 8)
-    epochs = 3 if look.count < 20_000 else 1
-    held_out = min(500, max(1, look.count // 20)) if look.count >= 20 else 0
-    trained = {
-        "messages": "the assistant's turns",
-        "prompt_completion": "the completion",
-    }.get(look.form, "every token")
-    lines = [
-        f"# SFT on {data_path}: {look.count:,} rows of {_words(look.form)}; {trained} are trained."
-        if look.form == "messages"
-        else f"# SFT on {data_path}: {look.count:,} rows of {_words(look.form)}; {trained} is trained.",
-        f"# Lengths in tokens ({look.measured}): median {np.median(look.lengths):,.0f}, "
-        f"99 % within {most:,.0f}, longest {longest:,.0f}.",
-        f"# Written for: {choice.device}.",
-        *(f"# Note: {note}" for note in look.notes),
-        "stage: sft",
-        _line("output_dir", f"runs/sft_{_stem(data_path)}"),
-        "",
-        _line(
-            "model_name_or_path",
-            base or choice.base,
-            "" if base else "the base; it fits this device",
-        ),
+    max_length = min(max_length, look.positions or max_length)
+    sections = [
+        [("stage", "sft", ""), ("output_dir", f"runs/sft_{_stem(data_path)}", "")],
+        _model(look, choice, base),
+        _data(data_path, look, max_length),
+        _training(look.count, choice.tokens // max_length),
     ]
-    if choice.in_4bit and base is None:
-        lines += [
-            _line("load_in_4bit", True, "the frozen base in 4 bits; the adapter is not"),
-            _line("bnb_4bit_quant_type", "nf4"),
-        ]
-    if base is None and choice.base.startswith("Qwen/Qwen3") and look.form == "messages":
-        lines.append(_line("eos_token", "<|im_end|>", "an assistant stops at the end of its turn"))
-    lines += ["", _line("dataset_name", _written(data_path))]
-    if held_out:
-        lines += [
-            _line("test_split_size", held_out, "rows held out, drawn by the seed"),
-            _line("eval_strategy", "epoch"),
-        ]
-    cut = (
-        f"{over / len(look.lengths):.1%} of the rows are longer and will be cut"
-        if over
-        else "no row is longer"
-    )
-    lines += [
-        _line("max_length", max_length, cut),
-        "",
-        _line("lora_r", 16, "size of the adapter"),
-        _line("lora_alpha", 32),
-        _line("learning_rate", 2e-4, "for LoRA; a tenth of it with use_peft: false"),
-        _line("lr_scheduler_type", "cosine"),
-        _line("warmup_steps", 0.03, "a share of all steps"),
-        _line("num_train_epochs", epochs),
-        _line("per_device_train_batch_size", per_device, "lower it first if memory runs out"),
-        _line("global_batch_size", global_batch, "sequences per step, on any number of devices"),
+    comments = "".join(f"# {_one_line(line)}\n" for line in about)
+    body = "\n".join("".join(_line(*line) for line in section) for section in sections)
+    return comments + body
+
+
+def _model(look: Look, choice: Choice, base: str | None) -> list[Line]:
+    if base is not None:
+        return [("model_name_or_path", base, "")]
+    lines: list[Line] = [("model_name_or_path", choice.base, "the base; it fits this device")]
+    if choice.in_4bit:
+        lines.append(("load_in_4bit", True, "the frozen base in 4 bits; the adapter is not"))
+        lines.append(("bnb_4bit_quant_type", "nf4", ""))
+    if choice.base.startswith("Qwen/Qwen3") and look.conversational:
+        lines.append(("eos_token", "<|im_end|>", "an assistant stops at the end of its turn"))
+    return lines
+
+
+def _data(data_path: str, look: Look, max_length: int) -> list[Line]:
+    is_home = data_path.startswith("~")
+    name = str(Path(data_path).expanduser()) if is_home else data_path
+    lines: list[Line] = [("dataset_name", name, "")]
+    if look.count >= 20:
+        held_out = min(500, look.count // 20)
+        lines.append(("test_split_size", held_out, "rows held out, drawn by the seed"))
+        lines.append(("eval_strategy", "epoch", ""))
+    over = float((look.lengths > max_length).mean())
+    longer = f"{over:.1%} of the rows are longer and will be cut" if over else "no row is longer"
+    longer += ", by this estimate" * look.measured.startswith("estimated")
+    lines.append(("max_length", max_length, longer))
+    return lines
+
+
+def _training(count: int, fitting: int) -> list[Line]:
+    """How it is trained.
+
+    Args:
+        count: rows.
+        fitting: how many of the longest sequences fit into one step of one device.
+    """
+    global_batch = _power_of_two(min(16, max(1, count // 16)))
+    per_device = min(global_batch, _power_of_two(max(1, fitting)))
+    return [
+        ("lora_r", 16, "size of the adapter"),
+        ("lora_alpha", 32, ""),
+        ("learning_rate", 2e-4, "for LoRA; a tenth of it with use_peft: false"),
+        ("lr_scheduler_type", "cosine", ""),
+        ("warmup_steps", 0.03, "a share of all steps"),
+        ("num_train_epochs", 3 if count < 20_000 else 1, ""),
+        ("per_device_train_batch_size", per_device, "lower it first if memory runs out"),
+        ("per_device_eval_batch_size", per_device, ""),
+        ("global_batch_size", global_batch, "sequences per step, on any number of devices"),
+        ("logging_steps", 10, ""),
+        ("save_strategy", "epoch", ""),
+        ("save_total_limit", 1, ""),
+        ("report_to", "none", ""),
+        ("seed", 0, ""),
     ]
-    if choice.packs:
-        lines.append(
-            _line("packing", True, "short rows share a sequence, without seeing each other")
-        )
-    lines += [
-        _line("logging_steps", 10),
-        _line("save_strategy", "epoch"),
-        _line("save_total_limit", 1),
-        _line("report_to", "none"),
-        _line("seed", 0),
-    ]
-    return "\n".join(lines) + "\n"
 
 
-def _words(form: str) -> str:
-    return {"prompt_completion": "prompt and completion"}.get(form, form)
+def _power_of_two(most: int) -> int:
+    """The largest power of two up to a number."""
+    return 1 << (most.bit_length() - 1)
 
 
-def _written(data_path: str) -> str:
-    """The path as a recipe names it, with `~` spelt out; a Hub id stays itself."""
-    return str(Path(data_path).expanduser()) if data_path.startswith("~") else data_path
+def _one_line(text: str) -> str:
+    """Text for a comment: a name with a newline in it must not end the comment."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _line(key: str, value: Any, comment: str = "") -> str:
-    """One line of YAML; text that YAML could read otherwise is quoted."""
+def _line(key: str, value: Any, comment: str) -> str:
+    """One line of YAML; text that YAML would read otherwise is quoted."""
+    written = str(value)
     if isinstance(value, bool):
-        value = str(value).lower()
-    elif isinstance(value, float):
-        value = f"{value:.1e}" if value < 1e-2 else str(value)
-    elif isinstance(value, str) and not re.fullmatch(r"[A-Za-z./][\w./-]*", value):
-        value = json.dumps(value, ensure_ascii=False)
-    line = f"{key}: {value}"
-    return f"{line:<40}  # {comment}" if comment else line
+        written = written.lower()
+    elif isinstance(value, float) and value < 1e-2:
+        written = f"{value:.1e}"
+    elif isinstance(value, str):
+        is_plain = re.fullmatch(r"[A-Za-z./][\w./-]*", value) and yaml.safe_load(value) == value
+        written = value if is_plain else json.dumps(value, ensure_ascii=False)
+    line = f"{key}: {written}"
+    return (f"{line:<40}  # {comment}" if comment else line) + "\n"

@@ -1,5 +1,5 @@
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List
 
 from toolkit.data.files import read_objects
 from toolkit.data.formats import to_standard
@@ -31,7 +31,6 @@ BROKEN = {
         "column 'messages[1].content': null or absent, and there is no tool call",
     ),
     "number": ({"messages": [USER, {"role": "assistant", "content": 4}]}, "expected text, found a number"),
-    "no assistant": ({"messages": [USER, USER]}, "no assistant turn, so nothing to train (roles: user)"),
     "only empty turns": ({"messages": [USER, {"role": "assistant", "content": " "}]}, "every assistant turn is empty"),
     "tool without call": (
         {"messages": [USER, {"role": "tool", "content": "5"}, TURN]},
@@ -41,10 +40,34 @@ BROKEN = {
     "prompt only": ({"prompt": "a"}, "prompt without completion"),
     "empty completion": ({"prompt": "a", "completion": " "}, "column 'completion': the text is empty"),
     "one is a list": ({"prompt": "a", "completion": [TURN]}, "both are text, or both lists"),
-    "completion of a user": ({"prompt": [USER], "completion": [USER]}, "column 'completion': no assistant turn"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, TURN]},
+        "column 'messages[0].content[0]': expected {\"type\": \"text\", \"text\": …}, found 'image'",
+    ),
+    "block without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}, TURN]},
+        "column 'messages[0].content[0].text': expected text, found null",
+    ),
+    "role is a list": ({"messages": [{"role": ["user"], "content": "a"}]}, "unknown role ['user']"),
+    "from is a list": ({"conversations": [{"from": ["human"], "value": "a"}]}, "unknown role ['human']"),
+    "json text": ({"messages": "[{'role': 'user'}]"}, "the text is no JSON list: Expecting property name"),
+    "half a pair in json text": (
+        {"messages": '[{"role": "assistant", "content": "a", "x": "\\ud83d"}]'}, "surrogate pair",
+    ),
+    "tool is text": ({"messages": CHAT, "tools": ["search"]}, "column 'tools[0]': expected an object, found text"),
+    "calls are text": (
+        {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": ["a"]}]},
+        "column 'messages[1].tool_calls': expected a list of objects",
+    ),
+    "sharegpt call": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{"}]},
+        "column 'conversations[1].value': the tool call is not JSON",
+    ),
+    "history": ({"instruction": "a", "output": "b", "history": [["x"]]}, "column 'history': expected pairs"),
     "empty text": ({"text": ""}, "column 'text': the text is empty"),
     "text is a number": ({"text": 5}, "column 'text': expected text, found a number"),
     "preferences": ({"chosen": "a", "rejected": "b"}, "stage reward or dpo"),
+    "bare messages": ({"role": "user", "content": "a"}, "each row is one message; put the messages"),
     "unknown columns": ({"foo": 1}, "found the columns foo"),
     "tokens": ({"input_ids": [1]}, "the rows are tokens already"),
     "tools": ({"messages": CHAT, "tools": {"a": 1}}, "column 'tools': expected a list of tools"),
@@ -67,7 +90,7 @@ def test_broken_row_names_row_column_and_rule(name: str):
 def test_every_row_decides_not_the_first():
     rows = [{"messages": CHAT}, {"messages": CHAT}, {"text": "a"}]
     with pytest.raises(
-        DataError, match=r"row 3, .*null, but there is text: the rows before are mess"
+        DataError, match=r"row 3, .*null, but there is text; the data set is read as messages"
     ):
         standard(*rows)
     with pytest.raises(DataError, match=r"row 1, column 'prompt': null, but there is text"):
@@ -77,15 +100,72 @@ def test_every_row_decides_not_the_first():
 def test_standard_forms_pass_unchanged():
     rows, form, notes = standard({"messages": CHAT, "id": 7}, {"messages": [USER, USER, TURN]})
     assert (rows[0]["messages"], form, notes) == (CHAT, "messages", ["rows: not used: id"])
-    assert rows.column_names == ["messages", "source", "row"]
+    assert rows.column_names == ["messages", "dataset", "source", "row"]
     rows, form, notes = standard({"prompt": "", "completion": "b"})
     assert (rows[0]["completion"], form, notes) == ("b", "prompt_completion", [])
     rows, form, _ = standard({"prompt": [USER], "completion": [TURN]})
     assert (rows[0]["prompt"], rows[0]["completion"], form) == ([USER], [TURN], "prompt_completion")
     rows, form, _ = standard({"text": " a "})
     assert (rows[0]["text"], form) == (" a ", "text")
-    rows, form, _ = standard({"messages": CHAT, "body": "a"}, text_field="body")
+
+
+def test_text_field_is_read_where_trl_reads_it():
+    rows, form, _ = standard(
+        {"body": "a", "text": "b", "question": "c", "answer": "d"}, text_field="body"
+    )
     assert (rows[0]["text"], form) == ("a", "text")
+    assert standard({"messages": CHAT, "text": "a"}, text_field="text")[1] == "messages"
+    with pytest.raises(DataError, match=r"there is no column 'body'.*; found text"):
+        standard({"text": "a"}, text_field="body")
+
+
+def test_text_and_messages_in_one_column_are_refused():
+    chat = {"prompt": [USER], "completion": [TURN]}
+    with pytest.raises(
+        DataError, match=r"row 2, column 'prompt': text, but other rows have a list"
+    ):
+        standard(chat, {"prompt": "a", "completion": "b"})
+
+
+def test_conversations_without_an_assistant_are_left_to_be_counted():
+    rows, _, _ = standard({"messages": [USER]}, {"messages": CHAT})
+    assert len(rows) == 2
+    assert len(standard({"prompt": [USER], "completion": [USER]})[0]) == 1
+
+
+def test_a_completion_may_begin_with_the_result_of_a_call_in_the_prompt():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    completion = [{"role": "tool", "content": "4"}, TURN]
+    rows, _, _ = standard({"prompt": [USER, call], "completion": completion})
+    assert rows[0]["completion"] == completion
+
+
+def test_tools_beside_texts_are_said_to_be_unused():
+    rows, _, notes = standard({"prompt": "a", "completion": "b", "tools": [{"name": "f"}]})
+    assert "tools" not in rows.column_names
+    assert notes == ["rows: not used: tools"]
+
+
+def test_keys_of_one_message_do_not_appear_in_another():
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": None}}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call], "name": None}
+    rows, _, _ = standard({"messages": CHAT}, {"messages": [USER, calling]})
+    assert rows[0]["messages"] == CHAT
+    assert rows[1]["messages"][1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_json_inside_lists_is_read():
+    features = Features({"messages": List(Json())})
+    chat = [USER, {**TURN, "reasoning_content": None}]
+    rows, _, _ = to_standard(Dataset.from_dict({"messages": [chat]}, features=features), origin="x")
+    assert rows[0]["messages"] == CHAT
+
+
+def test_names_in_messages_stay_on_one_line():
+    with pytest.raises(DataError) as error:
+        standard({"a\nstage: evaluate\x1b[2J": 1})
+    assert "\n" not in str(error.value)
+    assert "\x1b" not in str(error.value)
 
 
 def test_sharegpt():
@@ -155,7 +235,7 @@ def test_arguments_that_arrow_merged_lose_the_nulls_and_others_keep_them():
 
 
 def test_numbers_in_arguments_keep_every_digit():
-    from toolkit.data.files import exact_columns
+    from toolkit.data.columns import exact_columns
 
     exact = {"pi": 3.141592653589793, "small": 1e-12, "large": 2**70}
     call = {"type": "function", "function": {"name": "add", "arguments": exact}}

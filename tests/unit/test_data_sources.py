@@ -1,21 +1,16 @@
+import datetime
 import gzip
 import json
 from pathlib import Path
 
-import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
-from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from toolkit.data import hub
+from toolkit.data.columns import exact_columns
 from toolkit.data.sources import load_rows, load_table, split_rows
-from toolkit.errors import DataError, HubError, RecipeError
+from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import recipe_from_keywords
 
 CHAT = {"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]}
@@ -23,6 +18,7 @@ LINE = json.dumps(CHAT)
 
 
 def write(path: Path, content: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
 
@@ -45,6 +41,13 @@ BROKEN = {
     "utf-16": ('{"text": "a"}\n'.encode("utf-16"), "row 1: the file is UTF-16"),
     "half a pair": (b'{"text": "\\ud83d"}\n', "row 1: half of a surrogate pair"),
     "one document": (b'[\n{"text": "a"}\n]\n', "name the file .json"),
+    "nul": (b'{"text": "a\0b"}\n', "row 1, character 12: not JSON: Invalid control character"),
+    "infinite": (b'{"text": "a", "x": 1e999}\n', "row 1: the number 1e999 is too large"),
+    "long number": (b'{"x": ' + b"9" * 5000 + b"}\n", "row 1: Exceeds the limit"),
+    "keys are data": (
+        b"".join(b'{"id%d": {}}\n' % n for n in range(3000)),
+        "over 1,000 different keys by row 2,000, such as id0, id1, id10",
+    ),
     "deep": (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "nested too deeply"),
 }
 
@@ -68,7 +71,7 @@ def test_jsonl_that_is_read(tmp_path: Path):
     assert table["n"][:] == [1, None]
     assert origin["rows"] == 2
     assert len(origin["sha256"]) == 64
-    assert "1 blank line(s) skipped" in origin["notes"][0]
+    assert "1 blank line skipped" in origin["notes"][0]
 
 
 def test_objects_of_different_keys_stay_as_they_are(tmp_path: Path):
@@ -99,8 +102,26 @@ def test_json_document(tmp_path: Path):
         load_table(write(tmp_path / "b.json", '{"a": 1, "b": 2}'))
     with pytest.raises(DataError, match="row 2: expected an object, found a number"):
         load_table(write(tmp_path / "c.json", '[{"a": 1}, 5]'))
-    with pytest.raises(DataError, match="row 3, character"):
+    with pytest.raises(DataError, match="line 3, character"):
         load_table(write(tmp_path / "d.json", '[{"a": 1},\n{"a": 2},\n{"a" 2}]'))
+
+
+def test_json_with_a_row_on_each_line(tmp_path: Path):
+    table, origin = load_table(write(tmp_path / "a.json", f"{LINE}\n\n{LINE}\n"))
+    assert table["row"][:] == [1, 3]
+    assert "1 blank line skipped" in origin["notes"][0]
+    with pytest.raises(DataError, match="row 2: the JSON ends too early"):
+        load_table(write(tmp_path / "b.json", f"{LINE}\n{LINE[:-3]}"))
+
+
+def test_rows_in_many_chunks_keep_their_values(tmp_path: Path):
+    rows = [{"n": n} for n in range(4100)]
+    rows[4000] |= {"n": "text", "late": 1.5}
+    rows[4001] |= {"n": 2**70, "late": None}
+    table, _ = load_table(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
+    assert exact_columns(table.with_format("arrow")[:])["n"] == [row["n"] for row in rows]
+    assert table["late"][3999:4002] == [None, 1.5, None]
+    assert table["row"][:] == list(range(1, 4101))
 
 
 def test_csv_cells_are_text_and_numbered_by_line(tmp_path: Path):
@@ -113,6 +134,10 @@ def test_csv_cells_are_text_and_numbered_by_line(tmp_path: Path):
         load_table(write(tmp_path / "b.csv", "a,b\n1,2\n1,2,3\n"))
     with pytest.raises(DataError, match="header needs distinct names"):
         load_table(write(tmp_path / "c.csv", "a,a\n1,2\n"))
+    with pytest.raises(DataError, match="row 2: not CSV: unexpected end of data"):
+        load_table(write(tmp_path / "e.csv", 'a,b\n"1,2\n'))
+    _, origin = load_table(write(tmp_path / "f.csv", "a,b\n1,2\n\n,,\n3,4\n"))
+    assert (origin["rows"], origin["notes"]) == (2, [f"{tmp_path}/f.csv: 2 blank lines skipped"])
     assert load_table(write(tmp_path / "d.tsv", "text\tn\na, b\t1\n"))[0]["text"][:] == ["a, b"]
 
 
@@ -136,7 +161,7 @@ def test_folder_by_the_names_of_its_files(tmp_path: Path):
     assert len(load_table(str(tmp_path), split="test")[0]) == 1
     assert len(load_table(str(tmp_path), split="train+test")[0]) == 6
     with pytest.raises(
-        DataError, match="no split 'validation'; found test, train: .*test_split_size"
+        DataError, match=r"no split 'validation'; found test, train: .*test_split_size"
     ):
         load_table(str(tmp_path), split="validation")
 
@@ -147,9 +172,49 @@ def test_folder_of_save_to_disk(tmp_path: Path):
     rows.save_to_disk(tmp_path / "one")
     assert len(load_table(str(tmp_path / "both"), split="test")[0]) == 1
     assert load_table(str(tmp_path / "one"))[0]["row"][:] == [1, 2, 3, 4]
-    with pytest.raises(DataError, match="has no file of"):
-        (tmp_path / "empty").mkdir()
-        load_table(str(tmp_path / "empty"))
+    (tmp_path / "broken").mkdir()
+    write(tmp_path / "broken" / "state.json", "{}")
+    with pytest.raises(DataError, match="not a data set that save_to_disk wrote"):
+        load_table(str(tmp_path / "broken"))
+
+
+def test_splits_are_found_wherever_a_name_says_them(tmp_path: Path):
+    for name in ("gsm_train.jsonl", "gsm_test.jsonl", "more.jsonl", "old.jsonl.zst", ".x.jsonl",
+                 "dataset_infos.json", "constraints.txt"):  # fmt: skip
+        write(tmp_path / "a" / name, json.dumps({"text": name}))
+    table, origin = load_table(str(tmp_path / "a"))
+    assert table["text"][:] == ["gsm_train.jsonl"]
+    assert origin["notes"] == [f"{tmp_path / 'a'}: not read: old.jsonl.zst, more.jsonl"]
+    for name in ("train/0.jsonl", "test/train_questions.jsonl", "data/valid-0.jsonl"):
+        write(tmp_path / "b" / name, json.dumps({"text": name}))
+    for split, name in (("train", "train/0.jsonl"), ("test", "test/train_questions.jsonl"),
+                        ("validation", "data/valid-0.jsonl")):  # fmt: skip
+        assert load_table(str(tmp_path / "b"), split=split)[0]["text"][:] == [name]
+    for name in ("x.jsonl", "y.csv"):
+        write(tmp_path / "c" / name, '{"text": "1"}' if "jsonl" in name else "text\n2\n")
+    assert load_table(str(tmp_path / "c"))[0]["text"][:] == ["1", "2"]
+    (tmp_path / "d" / "main").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"has no file of .*; its folders are main: name one"):
+        load_table(str(tmp_path / "d"))
+    (tmp_path / "e").mkdir()
+    with pytest.raises(DataError, match=r"has no file of .*\.parquet$"):
+        load_table(str(tmp_path / "e"))
+
+
+def test_shards_of_different_columns_are_united_without_nulls(tmp_path: Path):
+    calling = {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}],
+    }
+    chats = [CHAT["messages"], [CHAT["messages"][0], calling]]
+    for index, chat in enumerate(chats):
+        table = pa.table({"messages": pa.array([chat]), "id": [index] if index else ["zero"]})
+        pq.write_table(table, tmp_path / f"train-{index}.parquet")
+    rows = load_rows(recipe(dataset_name=str(tmp_path))).train
+    assert rows["messages"][:] == [chats[0], [chats[1][0], calling | {"content": ""}]]
+    pq.write_table(pa.table({"id": [datetime.datetime(2026, 1, 1)]}), tmp_path / "train-2.parquet")
+    with pytest.raises(DataError, match="column id has different types in different files"):
+        load_rows(recipe(dataset_name=str(tmp_path)))
 
 
 def test_part_of_a_split_keeps_line_numbers(tmp_path: Path):
@@ -164,7 +229,10 @@ def test_data_files_with_a_builders_name(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", f"{LINE}\n")
     assert len(load_table("json", data_files=path)[0]) == 1
     assert len(load_table("json", data_files={"train": [path], "test": path}, split="test")[0]) == 1
-    with pytest.raises(DataError, match="no file or folder"):
+    write(tmp_path / "b2.jsonl", f"{LINE}\n")
+    assert len(load_table(str(tmp_path), data_files="*.jsonl")[0]) == 2
+    assert len(load_table(str(tmp_path.parent), data_dir=tmp_path.name)[0]) == 2
+    with pytest.raises(DataError, match="data_files: there is no file /"):
         load_table("json", data_files=str(tmp_path / "b.jsonl"))
 
 
@@ -177,78 +245,11 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path, name: str):
         assert "near names there: chats.jsonl" in str(error.value)
 
 
-def answer(status: int) -> httpx2.Response:
-    return httpx2.Response(status, request=httpx2.Request("GET", "https://hub.test"))
-
-
-@pytest.mark.parametrize(
-    ("raised", "expected"),
-    [
-        (RepositoryNotFoundError("x", response=answer(404)), "is not on the Hub, or is private"),
-        (RevisionNotFoundError("x", response=answer(404)), "no revision 'v9'"),
-        (GatedRepoError("x", response=answer(403)), "is gated: accept its terms at"),
-    ],
-)
-def test_hub_refusals_are_one_line_before_any_download(monkeypatch, raised, expected):
-    def refuse(*_, **__):
-        raise raised
-
-    monkeypatch.setattr(HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(hub.datasets, "load_dataset", lambda *_, **__: pytest.fail("downloaded"))
-    with pytest.raises(HubError) as error:
-        load_table("owner/name", revision="v9")
-    message = str(error.value)
-    assert expected in message
-    assert "https://huggingface.co/datasets/owner/name" in message
-    assert "\n" not in message
-    if not isinstance(raised, RevisionNotFoundError):
-        assert "`hf auth login`" in message
-
-
-def test_gated_files_are_asked_for_though_the_page_is_public(monkeypatch):
-    class Page:
-        gated, sha = "auto", "0" * 40
-
-    def refuse(*_, **__):
-        raise GatedRepoError("x", response=answer(403))
-
-    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: Page)
-    monkeypatch.setattr(HfApi, "auth_check", refuse)
-    with pytest.raises(HubError, match="is gated"):
-        load_table("owner/name")
-
-
-def test_without_a_connection_the_cache_is_asked(monkeypatch):
-    def offline(*_, **__):
-        raise OfflineModeIsEnabled("offline")
-
-    def cached(name, config, *, split, revision):
-        assert (name, config, split, revision) == ("owner/name", "main", "train", None)
-        return Dataset.from_list([CHAT])
-
-    monkeypatch.setattr(HfApi, "dataset_info", offline)
-    monkeypatch.setattr(hub.datasets, "load_dataset", cached)
-    table, origin = load_table("owner/name", config="main")
-    assert (len(table), origin["revision"]) == (1, None)
-    monkeypatch.undo()
-    with pytest.raises(HubError, match="not in the local cache and HF_HUB_OFFLINE is set"):
-        load_table("owner/never-heard-of")
-
-
-def test_the_commit_that_was_checked_is_the_one_that_is_read(monkeypatch):
-    class Page:
-        gated, sha = False, "a" * 40
-
-    seen = {}
-
-    def load(name, config, **options):
-        seen.update(options)
-        return Dataset.from_list([CHAT])
-
-    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: Page)
-    monkeypatch.setattr(hub.datasets, "load_dataset", load)
-    _, origin = load_table("owner/name", revision="main")
-    assert seen["revision"] == origin["revision"] == "a" * 40
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "~no_such_user/x", "s3://bucket/x", "  "])
+def test_a_name_that_can_be_no_place(name: str):
+    with pytest.raises(DataError) as error:
+        load_table(name)
+    assert "\0" not in str(error.value)
 
 
 def test_split_does_not_depend_on_anything_but_the_seed():
@@ -286,6 +287,24 @@ def test_evaluation_without_rows_is_refused(tmp_path: Path):
         load_rows(recipe(datasets=[{"path": path}], eval_strategy="epoch"))
 
 
+def test_two_ways_to_hold_out_are_refused(tmp_path: Path):
+    path = texts(tmp_path / "a.jsonl", 4, "a")
+    with pytest.raises(RecipeError, match="test_split_size and dataset_test_split are both given"):
+        load_rows(recipe(dataset_name=path, test_split_size=1, dataset_test_split="test"))
+
+
+def test_rows_held_out_are_of_the_same_form():
+    text, chat = {"prompt": "a", "completion": "b"}, {"prompt": CHAT["messages"][:1],
+                                                      "completion": CHAT["messages"][1:]}  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"eval_dataset has .* as messages, but train_dataset has .* as text"
+    ):
+        load_rows(recipe(dataset_name="x"), train_dataset=[text], eval_dataset=[chat])
+    with_tools = {**CHAT, "tools": [{"name": "f"}]}
+    rows = load_rows(recipe(dataset_name="x"), train_dataset=[CHAT], eval_dataset=[with_tools])
+    assert any("1 of the 1 held-out rows" in note for note in rows.notes)
+
+
 def test_streaming_is_refused(tmp_path: Path):
     path = texts(tmp_path / "a.jsonl", 4, "a")
     with pytest.raises(RecipeError, match="dataset_streaming is not supported"):
@@ -303,14 +322,24 @@ def test_mixture_keeps_the_first_rows_in_the_fractions(tmp_path: Path):
     assert kept == [f"a {n}" for n in range(10)] + [f"b {n}" for n in range(3)]
     assert [p["used"] for p in rows.provenance] == [10, 3]
     assert {Path(source).name for source in rows.train["source"][:]} == {"a.jsonl", "b.jsonl"}
-    with pytest.raises(DataError, match="fraction is given for all entries or for none"):
+    with pytest.raises(RecipeError, match=r"fraction is a number .* found 3.0, None"):
         load_rows(recipe(datasets=[entries[0], {"path": entries[1]["path"]}]))
+
+
+def test_mixture_of_chosen_columns(tmp_path: Path):
+    path = write(tmp_path / "a.csv", "instruction,input,output\nadd,1 2,3\n")
+    entry = {"path": path, "columns": ["instruction", "output"]}
+    rows = load_rows(recipe(datasets=[entry, {"path": write(tmp_path / "b.jsonl", LINE)}]))
+    assert rows.train["messages"][0][0]["content"] == "add"
+    assert rows.train["dataset"][:] == [path, str(tmp_path / "b.jsonl")]
+    with pytest.raises(DataError, match=r"no column 'x'; found instruction, input, output$"):
+        load_rows(recipe(datasets=[{"path": path, "columns": ["x"]}]))
 
 
 def test_mixture_of_forms_is_refused(tmp_path: Path):
     chats = write(tmp_path / "chats.jsonl", f"{LINE}\n")
     entries = [{"path": texts(tmp_path / "a.jsonl", 3, "a")}, {"path": chats}]
-    with pytest.raises(DataError, match=r"chats\.jsonl has messages rows, but .*a\.jsonl has text"):
+    with pytest.raises(DataError, match=r"chats\.jsonl has messages, but .*a\.jsonl has text;"):
         load_rows(recipe(datasets=entries))
 
 
@@ -320,6 +349,16 @@ def test_rows_from_python():
     assert (len(rows.train), len(rows.eval)) == (2, 1)
     assert rows.conversational
     assert any("1 of the 1 held-out rows are training rows too" in note for note in rows.notes)
+    shuffled = Dataset.from_list([CHAT] * 4).shuffle(seed=0).select(range(3))
+    assert load_rows(recipe(dataset_name="x"), train_dataset=shuffled).train["row"][:] == [1, 2, 3]
+    stream = Dataset.from_list([CHAT]).to_iterable_dataset()
+    for wrong in (stream, DatasetDict({"train": shuffled}), "abc"):
+        with pytest.raises(DataError, match="give one split of it, not streamed"):
+            load_rows(recipe(dataset_name="x"), train_dataset=wrong)  # type: ignore[arg-type]
+    for wrong, what in (([], "there are no rows"), (5, "found a number"), ([{"a": {1}}], "set is not"),
+                        ([{1: "a"}], "names as keys"), ([{"text": "\ud83d"}], "surrogate")):  # fmt: skip
+        with pytest.raises(DataError, match=what):
+            load_rows(recipe(dataset_name="x"), train_dataset=wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="train_dataset, row 2: expected a mapping, found text"):
         load_rows(recipe(dataset_name="x"), train_dataset=[CHAT, "no"])  # type: ignore[list-item]
 

@@ -43,6 +43,9 @@ def inputs_of(
         found[f"data {name}"] = data_identity(name)
     for parent in _parents(stage):
         found[f"from {parent}"] = model_identity(str(earlier.get(parent, parent)))
+    for task in stage.written.get("tasks") or ():
+        if (rows := _field(task, "rows")) is not None:
+            found[f"object rows of {_field(task, 'name')}"] = object_identity(rows)
     for key, value in objects.items():
         found[f"object {key}"] = object_identity(value)
     return found
@@ -58,10 +61,13 @@ def _plain(value: Any) -> Any:
 
 
 def _data_names(stage: StageRecipe) -> list[str]:
-    """Every data set that the recipe names."""
+    """Every file, folder and data set that the recipe names."""
     written = stage.written
-    names = [written.get("dataset_name")]
-    names += [_field(entry, "path") for entry in written.get("datasets") or ()]
+    names = [written.get("dataset_name"), written.get("chat_template_path")]
+    for entry in written.get("datasets") or ():
+        files, folder = _field(entry, "data_files"), _field(entry, "data_dir") or ""
+        names += [_field(entry, "path")]
+        names += [str(Path(folder, file)) for file in _strings(files)]
     for task in written.get("tasks") or ():
         names += [_field(task, "dataset_name"), _field(task, "few_shot")]
     return [name for name in dict.fromkeys(names) if isinstance(name, str)]
@@ -70,6 +76,14 @@ def _data_names(stage: StageRecipe) -> list[str]:
 def _field(entry: Any, key: str) -> Any:
     """A field of a mapping or of an upstream dataclass."""
     return entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+
+
+def _strings(value: Any) -> list[str]:
+    """Every text in a value that may be a text, a list, or a mapping of them."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value or ()
+    return [text for part in parts for text in _strings(part)]
 
 
 def _parents(stage: StageRecipe) -> list[str]:

@@ -11,10 +11,15 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.chat_tokens import IGNORED
-from toolkit.data.sequences import SequenceReport, Sequences
+from toolkit.data.sequence_report import SequenceReport, readable
+from toolkit.data.sequences import Sequences
 
 TRAINED, SPECIAL, CONTEXT = "bold green", "magenta", "dim"
 OPEN, CLOSE = "⟦", "⟧"
+# A row must not be able to move the cursor, clear the screen or hide its own text.
+VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
+VISIBLE |= {code: f"<{code:02x}>" for code in range(0x80, 0xA0)}
+VISIBLE |= {ord("\n"): "⏎\n", ord("\t"): "\t"}
 
 
 def render(
@@ -23,7 +28,7 @@ def render(
     """One sequence as a person reads it: context dim, trained tokens in colour, newlines marked.
 
     Args:
-        sequence: `input_ids`, `labels`, and `row` where known.
+        sequence: `input_ids`, `labels`, and `source` and `row` where known.
         tokenizer: the one that made it.
         colour: False to enclose trained tokens in ⟦ ⟧; None to do so where there is no colour.
     """
@@ -32,23 +37,18 @@ def render(
     ids, labels = sequence["input_ids"], sequence["labels"]
     trained = sum(label != IGNORED for label in labels)
     text = Text()
-    where = f"{sequence['source']}, row {sequence['row']}" if "source" in sequence else ""
-    text.append(f"── {where or 'sequence'} · ", "bold")
+    where = f"{sequence['source']}, row {sequence['row']}" if "source" in sequence else "sequence"
+    text.append(f"── {where} · ", "bold")
     text.append(f"{len(ids):,} tokens, {trained:,} trained ({trained / max(1, len(ids)):.0%})\n")
     special = set(tokenizer.all_special_ids)
     for start, end, is_trained in _runs(labels):
-        if is_trained and not colour:
-            text.append(OPEN)
+        style = TRAINED if is_trained else CONTEXT
+        text.append(OPEN if is_trained and not colour else "")
         for is_special, run in groupby(range(start, end), lambda at: ids[at] in special):
             at = list(run)
-            words = _decode(tokenizer, ids, at[0], at[-1] + 1).replace("\n", "⏎\n")
-            style = TRAINED if is_trained else CONTEXT
-            text.append(
-                words,
-                f"{SPECIAL}{' bold underline' if is_trained else ''}" if is_special else style,
-            )
-        if is_trained and not colour:
-            text.append(CLOSE)
+            words = _decode(tokenizer, ids, at[0], at[-1] + 1).translate(VISIBLE)
+            text.append(words, f"{style} {SPECIAL}" if is_special else style)
+        text.append(CLOSE if is_trained and not colour else "")
     if not text.plain.endswith("\n"):
         text.append("\n")
     return text
@@ -87,26 +87,31 @@ def statistics(splits: Mapping[str, Sequences]) -> Table:
         splits: what is trained and what is held out, by name.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", width=80)
-    table.add_column("data", overflow="fold", ratio=1)
-    names = ("rows", "sequences", "tokens", "trained", "split", "cut", "no stop", "lost")
-    for name in names:
+    table.add_column("data", overflow="fold", min_width=12, ratio=1)
+    for name in ("rows", "sequences", "tokens", "trained", "split", "cut", "no stop", "lost"):
         table.add_column(name, justify="right", no_wrap=True)
     for split, found in splits.items():
         table.add_row(split, *_cells(found.report))
-        for source, report in found.by_source.items():
-            table.add_row(f"  {source}", *_cells(report), style=CONTEXT)
+        for name, report in found.by_dataset.items():
+            table.add_row(Text(f"  {name}"), *_cells(report), style=CONTEXT)
     modes = dict.fromkeys(found.report.mode for found in splits.values())
-    table.caption = f"trained: {', '.join(modes)}"
+    turns = any(found.report.turns_lost for found in splits.values())
+    table.caption = f"trained: {', '.join(modes)}{'; lost: rows + turns of others' * turns}"
     table.caption_justify = "left"
     return table
 
 
 def _cells(report: SequenceReport) -> list[str]:
     share = report.trained_tokens / max(1, report.tokens)
-    counts = (report.rows_split, report.rows_cut, report.rows_stop_lost)
-    lost = f"{report.rows_lost:,}" + (f"+{report.turns_lost:,}" if report.turns_lost else "")
+    turns = f"+{readable(report.turns_lost)}" if report.turns_lost else ""
     first = (report.rows, report.sequences, report.tokens)
-    return [*(f"{n:,}" for n in first), f"{share:.1%}", *(f"{n:,}" for n in counts), lost]
+    counts = (report.rows_split, report.rows_cut, report.rows_stop_lost)
+    return [
+        *map(readable, first),
+        f"{share:.1%}",
+        *map(readable, counts),
+        f"{readable(report.rows_lost)}{turns}",
+    ]
 
 
 def _runs(labels: Sequence[int]) -> list[tuple[int, int, bool]]:

@@ -2,10 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.data.files import kind_of
+from toolkit.data.columns import kind_of, listed
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 SHAREGPT_ROLES = {
@@ -44,13 +44,15 @@ def text_of(value: Any, column: str, *, empty: bool = False) -> str:
     return value
 
 
-def messages_of(value: Any, column: str, *, merged: bool) -> list[dict[str, Any]]:
+def messages_of(
+    value: Any, column: str, *, earlier: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """A conversation with `role` and `content`; ShareGPT's `from` and `value` are translated.
 
     Args:
         value: a list of messages, or JSON text of one.
         column: its column.
-        merged: whether Arrow has merged the objects, so that a null may stand for an absent key.
+        earlier: the checked messages that come before it in the row.
 
     Raises:
         BrokenRule: for the first message that breaks a rule.
@@ -67,36 +69,27 @@ def messages_of(value: Any, column: str, *, merged: bool) -> list[dict[str, Any]
             raise BrokenRule(
                 place, f"expected an object with role and content, found {kind_of(message)}"
             )
-        kept = (
-            without_nulls(message)
-            if merged
-            else {k: v for k, v in message.items() if v is not None}
-        )
+        kept = {key: item for key, item in message.items() if item is not None}
         if "role" not in kept and "from" in kept:
             kept = _from_sharegpt(kept, place)
         found.append(_checked(kept, place))
         if found[-1]["role"] in {"tool", "ipython"}:
-            _check_called(found, place)
+            _check_called([*earlier, *found], place)
     return found
 
 
-def conversation_of(value: Any, column: str, *, merged: bool) -> list[dict[str, Any]]:
-    """Messages with something to train: a turn of the assistant's that is not empty.
+def check_answers(messages: list[dict[str, Any]], column: str) -> None:
+    """Check that the assistant says something; a conversation without its turns is counted later.
 
     Raises:
-        BrokenRule: as `messages_of`, and if there is nothing to train.
+        BrokenRule: if every turn of the assistant's is empty.
     """
-    messages = messages_of(value, column, merged=merged)
     turns = [message for message in messages if message["role"] == "assistant"]
-    if not turns:
-        roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
-        raise BrokenRule(column, f"no assistant turn, so nothing to train (roles: {roles})")
-    if not any(_says_something(turn) for turn in turns):
+    if turns and not any(_says_something(turn) for turn in turns):
         raise BrokenRule(column, "every assistant turn is empty, so nothing to train")
-    return messages
 
 
-def tools_of(value: Any, column: str, *, merged: bool) -> list[Any] | None:
+def tools_of(value: Any, column: str) -> list[Any] | None:
     """The tools that a row offers, as a list; JSON text is read.
 
     Raises:
@@ -107,30 +100,30 @@ def tools_of(value: Any, column: str, *, merged: bool) -> list[Any] | None:
     value = parsed(value, column)
     if not isinstance(value, list):
         raise BrokenRule(column, f"expected a list of tools, found {kind_of(value)}")
-    return (without_nulls(value) if merged else value) or None
+    for index, tool in enumerate(value):
+        if not isinstance(tool, Mapping):
+            raise BrokenRule(f"{column}[{index}]", f"expected an object, found {kind_of(tool)}")
+    return value or None
 
 
 def parsed(value: Any, column: str) -> Any:
     """The value; if it is text that opens a JSON list, what the text says."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise BrokenRule(column, f"the text is no JSON list: {error.msg}") from error
-    return value
-
-
-def without_nulls(value: Any) -> Any:
-    """The value without keys that are null, at any depth: Arrow writes them for absent ones."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BrokenRule(column, "half of a surrogate pair, which is no character") from error
+    except (ValueError, RecursionError) as error:
+        raise BrokenRule(column, f"the text is no JSON list: {error}") from error
+    return found
 
 
 def _checked(message: dict[str, Any], place: str) -> dict[str, Any]:
     role = message.get("role")
     if role is None:
-        raise BrokenRule(place, f"no role (keys: {', '.join(message) or 'none'})")
+        raise BrokenRule(place, f"no role (keys: {listed(message)})")
     if role not in ROLES:
         raise BrokenRule(f"{place}.role", f"unknown role {role!r}{_nearest(role)}")
     content, calls = message.get("content"), message.get("tool_calls")
@@ -143,11 +136,19 @@ def _checked(message: dict[str, Any], place: str) -> dict[str, Any]:
             raise BrokenRule(f"{place}.content", "null or absent, and there is no tool call")
         return message | {"content": ""}
     if isinstance(content, list):
-        if not all(isinstance(block, Mapping) and "type" in block for block in content):
-            raise BrokenRule(f"{place}.content", "expected text, or blocks that each have a type")
+        for index, block in enumerate(content):
+            _check_block(block, f"{place}.content[{index}]")
         return message
     text_of(content, f"{place}.content", empty=True)
     return message
+
+
+def _check_block(block: Any, place: str) -> None:
+    """A block of content is text: images and sounds need another kind of model and trainer."""
+    if not isinstance(block, Mapping) or block.get("type") != "text":
+        found = repr(block.get("type")) if isinstance(block, Mapping) else kind_of(block)
+        raise BrokenRule(place, f'expected {{"type": "text", "text": …}}, found {found}')
+    text_of(block.get("text"), f"{place}.text", empty=True)
 
 
 def _nearest(role: Any) -> str:
@@ -161,23 +162,21 @@ def _nearest(role: Any) -> str:
 
 def _check_called(messages: list[dict[str, Any]], place: str) -> None:
     """A tool's result follows an assistant turn, which called it: by `tool_calls` or in its words."""
-    before = [m["role"] for m in messages if m["role"] not in {"tool", "ipython"}]
-    after_turn = before and before[-1] == "assistant"
-    if not after_turn:
+    callers = (m["role"] for m in reversed(messages) if m["role"] not in {"tool", "ipython"})
+    if next(callers, None) != "assistant":
         raise BrokenRule(place, "a tool's result without an assistant turn that called the tool")
 
 
 def _says_something(turn: Mapping[str, Any]) -> bool:
     content = turn["content"]
-    return bool(
-        turn.get("tool_calls") or (content.strip() if isinstance(content, str) else content)
-    )
+    texts = [content] if isinstance(content, str) else [block["text"] for block in content]
+    return bool(turn.get("tool_calls")) or any(text.strip() for text in texts)
 
 
 def _from_sharegpt(message: dict[str, Any], place: str) -> dict[str, Any]:
     """One message of `from` and `value` as `role` and `content`; other keys are not known to it."""
     speaker = message["from"]
-    if speaker not in SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise BrokenRule(f"{place}.from", f"unknown role {speaker!r}{_nearest(speaker)}")
     value = message.get("value")
     if speaker != "function_call":
@@ -186,8 +185,9 @@ def _from_sharegpt(message: dict[str, Any], place: str) -> dict[str, Any]:
         called = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise BrokenRule(f"{place}.value", f"the tool call is not JSON: {error.msg}") from error
-    calls = called if isinstance(called, list) else [called]
-    if not all(isinstance(call, Mapping) and "name" in call for call in calls):
-        raise BrokenRule(f"{place}.value", "expected a tool call with name and arguments")
-    functions = [{"type": "function", "function": dict(call)} for call in calls]
+    functions = []
+    for call in called if isinstance(called, list) else [called]:
+        if not isinstance(call, Mapping) or "name" not in call:
+            raise BrokenRule(f"{place}.value", "expected a tool call with name and arguments")
+        functions.append({"type": "function", "function": dict(call)})
     return {"role": "assistant", "content": "", "tool_calls": functions}

@@ -1,16 +1,19 @@
 """Where rows come from: a local file or folder, the Hub, a mixture, or Python objects."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset, Json
+from datasets import Dataset, IterableDataset, Json
 
-from toolkit.data.files import PLACE, read_objects, with_place
-from toolkit.data.formats import to_standard
-from toolkit.data.tables import joined, load_table
+from toolkit.data.columns import PLACE, listed, with_place
+from toolkit.data.files import read_objects
+from toolkit.data.formats import FIELDS, to_standard
+from toolkit.data.splits import joined
+from toolkit.data.tables import load_table
 from toolkit.errors import DataError, RecipeError
 from toolkit.recipe import StageRecipe
 
@@ -40,7 +43,11 @@ class Rows:
     @property
     def conversational(self) -> bool:
         """Whether the rows are messages, so that a chat template is needed."""
-        return any(isinstance(kind, Json) for kind in self.train.features.values())
+        return _is_conversational(self.train, self.format)
+
+
+def _is_conversational(rows: Dataset, form: str) -> bool:
+    return any(isinstance(rows.features[name], Json) for name in FIELDS[form])
 
 
 def load_rows(
@@ -63,23 +70,24 @@ def load_rows(
     """
     for key in ("dataset_streaming", "streaming"):
         if recipe[key]:
-            where = recipe.where.get(key, "recipe")
             raise RecipeError(
-                f"{where}: {key} is not supported: rows are checked and counted before training; "
-                "take a part instead, such as dataset_train_split: train[:100000]"
+                f"{_where(recipe, key)}: {key} is not supported: rows are checked and counted "
+                "before training; take a part instead, such as dataset_train_split: train[:100000]"
             )
     reader = _Reader(recipe)
     if train_dataset is not None:
         train = reader.objects(train_dataset, "train_dataset")
     elif recipe["datasets"]:
-        train = reader.mixture([_entry(item) for item in recipe["datasets"]])
+        train = reader.mixture(recipe["datasets"])
     else:
         train = reader.named(recipe["dataset_train_split"])
-    train, held_out = _hold_out(recipe, reader, train, eval_dataset, train_dataset is not None)
-    assert reader.format is not None
+    if eval_dataset is not None:
+        held_out = reader.objects(eval_dataset, "eval_dataset")
+    else:
+        train, held_out = _hold_out(recipe, reader, train, from_python=train_dataset is not None)
     if held_out is not None:
-        reader.notes += _leaked(train, held_out)
-    return Rows(train, held_out, reader.format, reader.provenance, reader.notes)
+        reader.notes += _leaked(train, held_out, FIELDS[reader.form])
+    return Rows(train, held_out, reader.form, reader.provenance, reader.notes)
 
 
 class _Reader:
@@ -87,8 +95,8 @@ class _Reader:
 
     def __init__(self, recipe: StageRecipe):
         self.recipe = recipe
-        self.format: str | None = None
-        self.named_first = ""
+        self.form = ""
+        self.first: tuple[str, str] | None = None  # the form in words, and what is called so
         self.provenance: list[dict[str, Any]] = []
         self.notes: list[str] = []
 
@@ -105,107 +113,117 @@ class _Reader:
 
     def objects(self, rows: Any, name: str) -> Dataset:
         """Rows that Python gave."""
-        if isinstance(rows, DatasetDict | IterableDataset):
+        if isinstance(rows, IterableDataset | Mapping | str | bytes):
             raise DataError(
                 f"{name}: expected a datasets.Dataset or a list of mappings, found "
-                f"{type(rows).__name__}; give one split, not streamed"
+                f"{type(rows).__name__}; give one split of it, not streamed"
             )
         table = with_place(rows, name) if isinstance(rows, Dataset) else read_objects(rows, name)
+        if not len(table):
+            raise DataError(f"{name}: there are no rows")
         origin = {"dataset_name": name, "revision": None, "rows": len(table)}
         return self._standard(table, origin | {"fingerprint": table._fingerprint})
 
-    def mixture(self, entries: list[dict[str, Any]]) -> Dataset:
+    def mixture(self, entries: Sequence[Mapping[str, Any]]) -> Dataset:
         """The entries of `datasets`, one after another, in their fractions.
 
         Fractions are shares of the result: they are normalised, no row is repeated, and of each
         data set the first `round(share * total)` rows are kept, as in TRL.
         """
         if self.recipe["dataset_revision"]:
-            where = self.recipe.where.get("dataset_revision", "recipe")
             raise RecipeError(
-                f"{where}: dataset_revision goes with dataset_name, not with datasets"
+                f"{_where(self.recipe, 'dataset_revision')}: dataset_revision goes with "
+                "dataset_name, not with datasets"
             )
-        shares = [entry["fraction"] for entry in entries]
-        given = [share is not None for share in shares]
-        if any(given) and (not all(given) or min(shares) < 0 or not sum(shares) > 0):
-            raise DataError(
-                "datasets: fraction is given for all entries or for none, and none is below zero; "
-                f"found {shares}"
-            )
+        weights = self._weights([entry.get("fraction") for entry in entries])
         tables = []
         for entry in entries:
             table, origin = load_table(
-                entry["path"], config=entry["name"], split=entry["split"],
-                data_dir=entry["data_dir"], data_files=entry["data_files"],
-            )  # fmt: skip
-            if entry["columns"]:
+                entry["path"],
+                config=entry.get("name"),
+                split=entry.get("split", "train"),
+                data_dir=entry.get("data_dir"),
+                data_files=entry.get("data_files"),
+            )
+            if entry.get("columns"):
                 table = _select_columns(table, entry["columns"], entry["path"])
             tables.append((table, origin))
-        if any(given):
-            weights = [share / sum(shares) for share in shares]
+        if weights:
             total = min(len(t) / w for (t, _), w in zip(tables, weights, strict=True) if w > 0)
-            sizes = [round(weight * total) for weight in weights]
             tables = [
-                (table.select(range(size)), origin | {"used": size})
-                for (table, origin), size in zip(tables, sizes, strict=True)
-            ]
-            self.notes += [
-                f"{origin['dataset_name']}: {len(table):,} of {origin['rows']:,} rows in the mixture"
-                for table, origin in tables
+                self._first_rows(table, origin, round(weight * total))
+                for (table, origin), weight in zip(tables, weights, strict=True)
             ]
         standard = [self._standard(table, origin) for table, origin in tables if len(table)]
         return joined(standard, "datasets")
 
+    def _weights(self, fractions: list[float | None]) -> list[float]:
+        """The fractions as shares of one; [] if none is given."""
+        given = [fraction for fraction in fractions if fraction is not None]
+        if not given:
+            return []
+        total = sum(given)
+        if len(given) < len(fractions) or min(given) < 0 or not 0 < total < math.inf:
+            raise RecipeError(
+                f"{_where(self.recipe, 'datasets')}: fraction is a number from 0 up, given for all "
+                f"entries of datasets or for none; found {listed(fractions)}"
+            )
+        return [fraction / total for fraction in given]
+
+    def _first_rows(
+        self, table: Dataset, origin: dict[str, Any], count: int
+    ) -> tuple[Dataset, dict[str, Any]]:
+        self.notes.append(
+            f"{origin['dataset_name']}: {count:,} of {len(table):,} rows are mixed in"
+        )
+        return table.select(range(count)), origin | {"used": count}
+
     def _standard(self, table: Dataset, origin: dict[str, Any]) -> Dataset:
         name = origin["dataset_name"]
-        field_name = None
+        text_field = None
         if self.recipe.is_written("dataset_text_field"):
-            field_name = self.recipe["dataset_text_field"]
-        standard, form, notes = to_standard(table, origin=name, text_field=field_name)
-        if self.format not in (None, form):
+            text_field = self.recipe["dataset_text_field"]
+        standard, self.form, notes = to_standard(table, origin=name, text_field=text_field)
+        words = " and ".join(FIELDS[self.form])
+        if self.form == "prompt_completion":
+            is_chat = _is_conversational(standard, self.form)
+            words += " as messages" if is_chat else " as text"
+        self.first = self.first or (words, name)
+        if self.first[0] != words:
             raise DataError(
-                f"{name} has {form} rows, but {self.named_first} has {self.format} rows; bring "
-                "them into one form"
+                f"{name} has {words}, but {self.first[1]} has {self.first[0]}; bring them into one "
+                "form"
             )
-        self.format, self.named_first = form, self.named_first or name
         self.provenance.append({key: value for key, value in origin.items() if key != "notes"})
         self.notes += [n for n in [*origin.get("notes", ()), *notes] if n not in self.notes]
         return standard
 
 
-def _entry(item: Any) -> dict[str, Any]:
-    """One entry of `datasets` with all of its fields, from a mapping or TRL's dataclass."""
-    names = ("path", "name", "data_dir", "data_files", "split", "columns", "fraction")
-    given = dict(item) if isinstance(item, Mapping) else {n: getattr(item, n) for n in names}
-    unknown = [key for key in given if key not in names]
-    if unknown or "path" not in given:
-        wrong = f"unknown key {unknown[0]!r}" if unknown else "no path"
-        raise RecipeError(f"datasets: {wrong} in an entry; its keys are {', '.join(names)}")
-    return dict.fromkeys(names) | given | {"split": given.get("split") or "train"}
+def _where(recipe: StageRecipe, key: str) -> str:
+    """The place of a key, for a message."""
+    return recipe.where.get(key, "recipe")
 
 
 def _select_columns(table: Dataset, columns: Sequence[str], name: str) -> Dataset:
     missing = [column for column in columns if column not in table.column_names]
     if missing:
-        raise DataError(
-            f"{name}: there is no column {missing[0]!r}; found {', '.join(table.column_names)}"
-        )
+        found = listed(column for column in table.column_names if column not in PLACE)
+        raise DataError(f"{name}: there is no column {missing[0]!r}; found {found}")
     return table.select_columns([*columns, *(c for c in PLACE if c not in columns)])
 
 
 def _hold_out(
-    recipe: StageRecipe,
-    reader: _Reader,
-    train: Dataset,
-    eval_dataset: Examples | None,
-    from_python: bool,
+    recipe: StageRecipe, reader: _Reader, train: Dataset, *, from_python: bool
 ) -> tuple[Dataset, Dataset | None]:
     """The training rows, and those to evaluate on where the recipe asks for it."""
-    size = recipe["test_split_size"]
-    evaluated = str(getattr(recipe["eval_strategy"], "value", recipe["eval_strategy"])) != "no"
-    if eval_dataset is not None:
-        return train, reader.objects(eval_dataset, "eval_dataset")
+    size, evaluated = recipe["test_split_size"], recipe["eval_strategy"] != "no"
     if size is not None:
+        if recipe.is_written("dataset_test_split"):
+            raise RecipeError(
+                f"{_where(recipe, 'test_split_size')}: test_split_size and dataset_test_split are "
+                "both given: held-out rows are drawn from the training rows, or have a split of "
+                "their own; write one of the two"
+            )
         train, held_out = split_rows(train, size, seed=recipe["seed"])
         unused = "" if evaluated else '; eval_strategy is "no", so nothing is measured on them'
         reader.notes.append(f"{len(held_out):,} rows held out by test_split_size{unused}")
@@ -213,8 +231,10 @@ def _hold_out(
     if not evaluated:
         return train, None
     if from_python or recipe["datasets"]:
-        where = recipe.where.get("eval_strategy", "eval_strategy")
-        raise RecipeError(f"{where}: there are no rows to evaluate on; set test_split_size: 0.05")
+        raise RecipeError(
+            f"{_where(recipe, 'eval_strategy')}: there are no rows to evaluate on; set "
+            "test_split_size: 0.05"
+        )
     return train, reader.named(recipe["dataset_test_split"])
 
 
@@ -239,17 +259,17 @@ def split_rows(rows: Dataset, size: float, *, seed: int) -> tuple[Dataset, Datas
     return rows.select(np.sort(drawn[count:])), rows.select(np.sort(drawn[:count]))
 
 
-def _leaked(train: Dataset, held_out: Dataset) -> list[str]:
+def _leaked(train: Dataset, held_out: Dataset, columns: Sequence[str]) -> list[str]:
     """A warning if rows that are held out are also trained."""
-    columns = [c for c in sorted(held_out.column_names) if c not in PLACE]
 
-    def keys(rows: Dataset) -> Iterator[bytes]:
-        for table in rows.select_columns(columns).with_format("arrow").iter(1000):
-            for row in zip(*(table.column(c).to_pylist() for c in columns), strict=True):
+    def digests(rows: Dataset) -> Iterator[bytes]:
+        table: Any
+        for table in rows.select_columns(list(columns)).with_format("arrow").iter(1000):
+            for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 yield hashlib.blake2b(repr(row).encode(), digest_size=12).digest()
 
-    trained = set(keys(train))
-    both = sum(key in trained for key in keys(held_out))
+    trained = set(digests(train))
+    both = sum(digest in trained for digest in digests(held_out))
     if not both:
         return []
     return [f"warning: {both:,} of the {len(held_out):,} held-out rows are training rows too"]

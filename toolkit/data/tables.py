@@ -1,17 +1,21 @@
 """One data set as a table: a local file, a folder, or a data set of the Hub."""
 
 import difflib
+import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_from_disk
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, load_from_disk
 
-from toolkit.data.files import READABLE, read_file, suffix_of, with_place
+from toolkit.data.columns import listed, united, with_place
+from toolkit.data.files import COMPRESSED, READABLE, read_file, suffix_of
 from toolkit.data.hub import HUB_ID, load_from_hub
+from toolkit.data.splits import check_split, part_of, splits_in
 from toolkit.errors import DataError
 
 BUILDERS = ("json", "csv", "parquet")
@@ -21,7 +25,9 @@ SPLIT_NAMES = {
     "evaluation": "test", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation",
 }  # fmt: skip
-GUESSED_WITHIN = ("", "data")
+SPLIT_WORD = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLIT_NAMES)})(?:[^a-z]|$)")
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that say something about a data set, and are none of its rows."""
 
 
 def load_table(
@@ -58,172 +64,145 @@ def load_table(
         raise DataError(f"{name}: streaming is not supported: rows are counted before training")
     origin: dict[str, Any] = {"dataset_name": name, "revision": None, "split": split}
     if name in BUILDERS and data_files is not None:
-        table, found = _pick_split(name, _listed(data_files, Path(), data_dir), split)
-    elif _is_local(name):
+        table, found = _read(name, _named(data_files, Path(data_dir or "")), split)
+    elif (path := _local_path(name)) is not None:
         if config is not None or revision is not None:
             key = "dataset_config" if config is not None else "dataset_revision"
             raise DataError(f"{name} is on this disk, so {key} has no meaning; leave it out")
-        path = Path(name).expanduser() / (data_dir or "")
-        table, found = _local(path, name, split, data_files)
+        table, found = _local(path / (data_dir or ""), name, split, data_files)
     else:
         where = {"data_dir": data_dir, "data_files": data_files}
         given = {key: value for key, value in where.items() if value is not None}
-        table, commit = load_from_hub(name, config, split, revision, **given)
-        found = {"revision": commit, "fingerprint": table._fingerprint}
-        found |= {"config": config} if config else {}
+        table, found = load_from_hub(name, config, split, revision, **given)
         table = with_place(table, f"{name} {split}")
     if not len(table):
         raise DataError(f"{name}: split {split!r} has no rows")
     return table, origin | found | {"rows": len(table)}
 
 
-def _is_local(name: str) -> bool:
-    """Whether a name is a place on this disk; one that looks like it must also be there.
+def _local_path(name: str) -> Path | None:
+    """The place on this disk that a name stands for; None if it is a Hub id.
 
     Raises:
         DataError: if it looks like a path and nothing is there, with the near names.
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return True
-    looks_like_path = (
-        suffix_of(path) in READABLE
-        or name.startswith((".", "/", "~", "\\"))
-        or "\\" in name
-        or re.match(r"[A-Za-z]:", name)
-        or name.count("/") > 1
-        or not HUB_ID.fullmatch(name)
-    )
-    if not looks_like_path:
-        return False
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+        whole = path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user, no right
+        raise DataError(f"{listed([name])}: no file or folder to be read: {error}") from error
+    if HUB_ID.fullmatch(name) and suffix_of(path) not in READABLE:
+        return None
     if "://" in name:
         raise DataError(f"{name}: expected a Hub id, a file or a folder, found an address")
-    parent = path.resolve().parent
-    there = sorted(item.name for item in parent.iterdir()) if parent.is_dir() else []
+    if not whole.parent.is_dir():
+        raise DataError(f"no file or folder {whole}; there is no folder {whole.parent} either")
+    there = [item.name for item in whole.parent.iterdir()]
     near = difflib.get_close_matches(path.name, there, n=3)
-    hint = f"; near names there: {', '.join(near)}" if near else ""
-    if not parent.is_dir():
-        hint = f"; there is no folder {parent} either"
-    raise DataError(f"no file or folder {path.resolve()}{hint}")
+    hint = f"; near names there: {listed(near)}" if near else ""
+    raise DataError(f"no file or folder {whole}{hint}")
 
 
 def _local(path: Path, name: str, split: str, data_files: Any) -> tuple[Dataset, dict[str, Any]]:
     if data_files is not None:
-        return _pick_split(name, _listed(data_files, path, None), split)
+        return _read(name, _named(data_files, path), split)
     if path.is_file():
-        return _pick_split(name, {"train": [path]}, split)
+        return _read(name, {"train": [path]}, split)
+    if not path.is_dir():
+        raise DataError(f"no folder {path.resolve()}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved(path, name, split)
-    for folder in GUESSED_WITHIN:
-        if files := _files_by_split(path / folder):
-            return _pick_split(name, files, split)
-    raise DataError(f"{path.resolve()}: the folder has no file of {', '.join(READABLE)}")
+    files, unread = _files_by_split(path)
+    if not files:
+        below = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
+        hint = f"; its folders are {listed(below)}: name one of them" if below else ""
+        raise DataError(f"{path.resolve()}: the folder has no file of {', '.join(READABLE)}{hint}")
+    table, found = _read(name, files, split)
+    if unread:
+        found["notes"].append(f"{name}: not read: {listed(unread)}")
+    return table, found
 
 
 def _saved(path: Path, name: str, split: str) -> tuple[Dataset, dict[str, Any]]:
     """A data set that `save_to_disk` wrote."""
     try:
         saved = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{name}: not a data set that save_to_disk wrote: {error}") from error
-    tables = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
-    tables = {key: with_place(table, f"{name} {key}") for key, table in tables.items()}
-    picked = _slice(name, tables, split)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        words = " ".join(str(error).split())
+        raise DataError(f"{name}: not a data set that save_to_disk wrote: {words[:300]}") from error
+    tables = saved if isinstance(saved, DatasetDict) else {"train": saved}
+    placed = {str(key): with_place(table, f"{name} {key}") for key, table in tables.items()}
+    picked = part_of(placed, split, name)
     return picked, {"fingerprint": picked._fingerprint}
 
 
-def _files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """The data files of a folder by the split that their names begin with; all are `train` if none."""
-    if not folder.is_dir():
-        return {}
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and suffix_of(f) in READABLE]
+def _files_by_split(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The data files of a folder by split, and what else looks like data.
+
+    A split is the first word of `SPLIT_NAMES` in a file's name, or the name of the folder that it
+    is in. Where no name has one, all files are `train`.
+    """
+    places = [folder, *(folder / name for name in ("data", *SPLIT_NAMES))]
+    files = [f for place in places if place.is_dir() for f in sorted(place.iterdir())]
+    files = [f for f in files if f.is_file() and f.name not in ABOUT and f.name[0] not in "._"]
+    unread = [f for f in files if suffix_of(f) in COMPRESSED]
+    files = [f for f in files if suffix_of(f) in READABLE]
     found: dict[str, list[Path]] = {}
     for file in files:
-        word = re.match(r"[a-z]*", file.name.lower())
-        if word and (split := SPLIT_NAMES.get(word[0])):
-            found.setdefault(split, []).append(file)
-    return found or ({"train": files} if files else {})
+        if word := SPLIT_WORD.search(file.relative_to(folder).as_posix().lower()):
+            found.setdefault(SPLIT_NAMES[word[1]], []).append(file)
+    if found:
+        unread += [f for f in files if not any(f in read for read in found.values())]
+    elif files:
+        found = {"train": files}
+    return found, [str(f.relative_to(folder)) for f in unread]
 
 
-def _listed(data_files: Any, base: Path, data_dir: str | None) -> dict[str, list[Path]]:
-    """`data_files` as TRL takes it, a name, a list or names per split, as paths by split."""
+def _named(data_files: Any, folder: Path) -> dict[str, list[Path]]:
+    """`data_files` as TRL takes it, a name, a pattern, a list or these per split, as paths."""
     if not isinstance(data_files, Mapping):
         data_files = {"train": data_files}
-    found = {}
+    found: dict[str, list[Path]] = {}
     for split, names in data_files.items():
-        names = [names] if isinstance(names, str | os.PathLike) else list(names)
-        found[str(split)] = [base / (data_dir or "") / Path(n).expanduser() for n in names]
-    for path in (path for paths in found.values() for path in paths):
-        if not path.is_file():
-            _is_local(f"./{path}" if not path.is_absolute() else str(path))
-            raise DataError(f"{path}: expected a file")
+        found[str(split)] = paths = []
+        for name in [names] if isinstance(names, str | os.PathLike) else names:
+            path = folder / Path(name).expanduser()
+            matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+            matches = [path] if path.exists() else [match for match in matches if match.is_file()]
+            if not matches or not matches[0].is_file():
+                raise DataError(f"data_files: there is no file {path.resolve()}")
+            paths += matches
     return found
 
 
-def _pick_split(
-    name: str, files: dict[str, list[Path]], split: str
-) -> tuple[Dataset, dict[str, Any]]:
+def _read(name: str, files: Mapping[str, list[Path]], split: str) -> tuple[Dataset, dict[str, Any]]:
     """Read the files of the splits that are asked for, and no others."""
-    wanted = set(re.findall(r"(?:^|\+)\s*([\w.-]+)", split))
+    check_split(name, split, files)
     tables, notes, digests = {}, list[str](), list[str]()
-    for key, paths in files.items():
-        if key not in wanted:
-            continue
+    for key in splits_in(split):
         parts = []
-        for path in paths:
-            table, found = read_file(path, name if str(path) == str(Path(name)) else str(path))
+        for path in files[key]:
+            is_named = str(path) == str(Path(name).expanduser())
+            table, found = read_file(path, name if is_named else str(path))
             parts.append(table)
             notes += found
             digests.append(_sha256(path))
-        tables[key] = joined(parts, name)
-    if wanted - tables.keys():
-        raise _no_split(name, split, files)
-    whole = (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
-    return _slice(name, tables, split), {"sha256": whole, "notes": notes}
-
-
-def _slice(name: str, tables: Mapping[str, Dataset], split: str) -> Dataset:
-    """The part of the tables that a split names, by the rules of `datasets`."""
-    sizes = {key: len(table) for key, table in tables.items()}
-    try:
-        parts = ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (ValueError, AssertionError) as error:
-        if not set(re.findall(r"(?:^|\+)\s*([\w.-]+)", split)) <= tables.keys():
-            raise _no_split(name, split, tables) from error
-        raise DataError(f"{name}: cannot read split {split!r}: {error}") from error
-    picked = [
-        tables[part.splitname].select(range(part.from_ or 0, part.to or 0))
-        if (part.from_ or 0, part.to) != (0, sizes[part.splitname])
-        else tables[part.splitname]
-        for part in parts
-    ]
-    return joined(picked, name)
-
-
-def _no_split(name: str, split: str, found: Iterable[str]) -> DataError:
-    return DataError(
-        f"{name}: there is no split {split!r}; found {', '.join(found)}: to hold rows out of the "
-        "training rows, set test_split_size: 0.05"
-    )
-
-
-def joined(parts: list[Dataset], name: str) -> Dataset:
-    """The parts one after another.
-
-    Raises:
-        DataError: if their columns differ in type.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    try:
-        return concatenate_datasets(parts)
-    except (ValueError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{name}: its files have columns of different types: {first}") from error
+        tables[key] = united(parts, name)
+    whole = digests[0] if len(digests) == 1 else _sha256_of(digests)
+    # with fingerprints of our own, for `datasets` would copy all rows to find one
+    placed = {
+        key: Dataset(table, fingerprint=_sha256_of([key, name, whole]))  # type: ignore[arg-type]
+        for key, table in tables.items()
+    }
+    return part_of(placed, split, name), {"sha256": whole, "notes": notes}
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""What counts as an input: whatever changes what a stage gives changes its inputs, and no more."""
+
+import pytest
+from datasets import Dataset
+
+from tests import tiny
+from toolkit.artifacts.inputs import inputs_of
+from toolkit.recipe import recipe_from_keywords
+
+
+def given(stage="sft", **keys):
+    recipe = recipe_from_keywords(stage, model_name_or_path="somebody/base", **keys)
+    return inputs_of(recipe.stages[0], {}, {})
+
+
+@pytest.mark.parametrize("change", ["rows", "mixture", "template"])
+def test_a_file_that_changed_is_another_input(change, tmp_path):
+    file = tiny.save_rows(tmp_path / "rows.jsonl", tiny.ROWS)
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    keys = {
+        "rows": {"dataset_name": str(file)},
+        "mixture": {"datasets": [{"path": "json", "data_files": [str(file)]}]},
+        "template": {"dataset_name": "somebody/rows", "chat_template_path": str(template)},
+    }[change]
+    before = given(**keys)
+    assert given(**keys) == before
+    if change == "template":
+        template.write_text("{{ messages[0] }}")
+    else:
+        tiny.save_rows(file, tiny.ROWS[:-1])
+    assert given(**keys) != before
+
+
+def test_what_is_shown_or_where_it_goes_is_no_input(tmp_path):
+    keys = {"dataset_name": "somebody/rows", "learning_rate": 1e-4}
+    before = given(**keys)
+    assert given(**keys, logging_steps=3, save_steps=7, output_dir=str(tmp_path)) == before
+    assert given(**keys | {"learning_rate": 2e-4}) != before
+
+
+def test_rows_given_to_a_task_count_by_their_content():
+    def exam(answer):
+        rows = Dataset.from_list([{"question": "1 + 1?", "answer": answer}])
+        return given("evaluate", tasks=[{"name": "sums", "rows": rows}])
+
+    assert exam("2") == exam("2")
+    assert exam("2") != exam("3")

@@ -1,0 +1,191 @@
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_from_disk
+from transformers import PreTrainedTokenizerFast
+
+from tests import tiny
+from toolkit.data.files import read_objects
+from toolkit.data.formats import to_standard
+from toolkit.data.sequences import tokenize
+from toolkit.data.splits import joined
+from toolkit.errors import DataError
+from toolkit.models import chatml
+
+# Of a turn, `history` leaves out what is before the bar; so each turn needs a sequence of its own.
+SPLITTING = (
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('|')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def turn(asked: int, answered: int) -> list[dict[str, str]]:
+    """A question and an answer of so many letters, each of which is one token."""
+    return [
+        {"role": "user", "content": "q" * asked},
+        {"role": "assistant", "content": "a" * answered},
+    ]
+
+
+def standard(*rows, origin: str = "rows") -> Dataset:
+    return to_standard(read_objects(rows, origin), origin=origin)[0]
+
+
+@pytest.fixture
+def words() -> PreTrainedTokenizerFast:
+    tokenizer = tiny.tokenizer()
+    chatml.prepare_tokenizer(tokenizer, conversational=True)
+    return tokenizer
+
+
+# With ChatML a turn is 21 tokens and its letters: <|im_start|> user⏎ … <|im_end|> ⏎ are 8, and
+# <|im_start|> assistant⏎ … <|im_end|> ⏎ are 13. The answer and its <|im_end|> are trained.
+ROWS = [
+    {"messages": turn(2, 2)},  # 25 tokens, 3 trained
+    {"messages": turn(2, 10)},  # 33, the stop token is the 32nd: cut, 9 trained
+    {"messages": turn(20, 2)},  # 43, the first trained token is the 40th: lost
+    {"messages": turn(2, 2)[:1]},  # no answer: lost
+    {"messages": turn(2, 2) + turn(40, 1)},  # 87: of the first turn 3 are trained
+    {"messages": turn(2, 8)},  # 31: only the newline after the stop token is cut, 9 trained
+]
+
+
+def test_every_row_is_accounted_for(words: PreTrainedTokenizerFast):
+    found = tokenize(standard(*ROWS), words, format="messages", max_length=30)
+    report = found.report
+    assert (report.rows, report.sequences, report.longest) == (6, 4, 87)
+    assert (report.tokens, report.trained_tokens) == (25 + 30 + 30 + 30, 3 + 9 + 3 + 9)
+    assert (report.rows_cut, report.rows_stop_lost, report.rows_split) == (4, 2, 0)
+    assert (report.rows_unanswered, report.rows_overlong, report.rows_lost) == (1, 1, 2)
+    assert report.lines() == [
+        "6 rows → 4 sequences, 115 tokens, 21% trained: the assistant's turns; the longest has 87",
+        "4 rows (rows 2, 3, 5, 6) cut at max_length 30; 2 lose their stop token",
+        "1 row (row 4) lost, not trained: no assistant turn",
+        "1 row (row 3) lost, not trained: no trained token within max_length 30",
+    ]
+    assert found.dataset["row"][:] == [1, 2, 5, 6]
+    assert found.dataset.column_names == ["input_ids", "labels", "source", "row"]
+    assert [len(ids) for ids in found.dataset["input_ids"]] == [25, 30, 30, 30]
+
+
+def test_nothing_is_cut_without_a_max_length(words: PreTrainedTokenizerFast):
+    report = tokenize(standard(*ROWS), words, format="messages", max_length=None).report
+    assert (report.sequences, report.rows_cut, report.rows_lost) == (5, 0, 1)
+    assert report.tokens == 25 + 33 + 43 + 87 + 31
+    assert len(report.lines()) == 2
+
+
+def test_labels_are_the_answer_and_its_stop_token(words: PreTrainedTokenizerFast):
+    (row,) = tokenize(standard(ROWS[0]), words, format="messages", max_length=None).dataset
+    trained = [(at, label) for at, label in enumerate(row["labels"]) if label != -100]
+    assert [at for at, _ in trained] == [21, 22, 23]
+    assert words.decode([label for _, label in trained]) == "aa<|im_end|>"
+    assert [row["input_ids"][at] for at, _ in trained] == [label for _, label in trained]
+
+
+def test_rows_split_and_turns_lost(words: PreTrainedTokenizerFast):
+    words.chat_template = SPLITTING
+    two = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "why|yes"}]
+    rows = standard({"messages": two * 2}, {"messages": [*two, *turn(50, 1)]})
+    found = tokenize(rows, words, format="messages", max_length=60)
+    assert (found.report.rows_split, found.report.turns_lost, found.report.sequences) == (2, 1, 3)
+    assert found.dataset["row"][:] == [1, 1, 2]
+    assert "2 rows (rows 1, 2) split, one sequence per assistant turn" in found.report.lines()[1]
+    lost = "1 turn (row 2) lost, not trained: what precedes fills max_length 60"
+    assert lost in found.report.lines()
+    shown = [words.decode(ids) for ids in found.dataset["input_ids"]]
+    assert shown[1].endswith(
+        "[assistant]yes<|im_end|>[user]q<|im_end|>[assistant]why|yes<|im_end|>"
+    )
+
+
+def test_the_three_forms_and_what_each_trains(words: PreTrainedTokenizerFast):
+    def one(row, form, **options):
+        found = tokenize(standard(row), words, format=form, max_length=None, **options)
+        labels = [label for label in found.dataset[0]["labels"] if label != -100]
+        return words.decode(labels), found.report.mode
+
+    messages, pair, text = (
+        {"messages": turn(2, 2)},
+        {"prompt": "q: ", "completion": "a"},
+        {"text": "t"},
+    )
+    chat = {"prompt": turn(2, 2)[:1], "completion": turn(2, 2)[1:]}
+    everything = words.apply_chat_template(messages["messages"], tokenize=False)
+    assert one(messages, "messages") == ("aa<|im_end|>", "the assistant's turns")
+    assert one(messages, "messages", assistant_only_loss=False) == (everything, "every token")
+    assert one(pair, "prompt_completion") == ("a<|im_end|>", "the completion")
+    assert one(pair, "prompt_completion", completion_only_loss=False) == (
+        "q: a<|im_end|>",
+        "every token",
+    )
+    assert one(chat, "prompt_completion") == ("aa<|im_end|>", "the completion")
+    assert one(chat, "prompt_completion", completion_only_loss=False) == (everything, "every token")
+    assert one(text, "text") == ("t<|im_end|>", "every token")
+
+
+def test_one_process_and_two_give_the_same(words: PreTrainedTokenizerFast):
+    rows = standard(*ROWS * 3)
+    one, two = (
+        tokenize(rows, words, format="messages", max_length=30, num_proc=count)
+        for count in (None, 2)
+    )
+    assert one.report == two.report
+    assert one.dataset[:] == two.dataset[:]
+
+
+def test_cached_sequences_are_not_those_of_another_template(
+    words: PreTrainedTokenizerFast, tmp_path: Path
+):
+    standard(*ROWS).save_to_disk(tmp_path / "rows")  # what is on disk is cached on disk
+    rows = load_from_disk(str(tmp_path / "rows"))
+    assert isinstance(rows, Dataset)
+
+    def files_of(**options):
+        found = tokenize(rows, words, format="messages", **{"max_length": None, **options})
+        return [file["filename"] for file in found.dataset.cache_files]
+
+    first = files_of()
+    assert first
+    assert files_of() == first
+    assert files_of(max_length=30) != first
+    assert files_of(assistant_only_loss=False) != first
+    words.chat_template = SPLITTING
+    assert files_of() != first
+
+
+def test_a_mixture_is_accounted_for_by_data_set(words: PreTrainedTokenizerFast):
+    rows = joined(
+        [standard(*ROWS[:2], origin="a.jsonl"), standard(*ROWS[2:4], origin="b.jsonl")], ""
+    )
+    found = tokenize(rows, words, format="messages", max_length=30)
+    assert {name: (r.rows, r.sequences, r.rows_lost) for name, r in found.by_dataset.items()} == {
+        "a.jsonl": (2, 2, 0),
+        "b.jsonl": (2, 0, 2),
+    }
+    assert found.by_dataset["b.jsonl"].trained_tokens == 0
+    assert "2 rows (rows a.jsonl:2, b.jsonl:1) cut" in found.report.lines()[1]
+    assert tokenize(standard(*ROWS), words, format="messages", max_length=30).by_dataset == {}
+
+
+def test_nothing_left_to_train_is_an_error(words: PreTrainedTokenizerFast):
+    with pytest.raises(
+        DataError, match=r"max_length 20: .* of rows, row 1, is number 22; raise max"
+    ):
+        tokenize(standard(*ROWS), words, format="messages", max_length=20)
+    with pytest.raises(DataError, match="rows: no row has an assistant turn"):
+        tokenize(standard(ROWS[3]), words, format="messages", max_length=20)
+
+
+def test_a_broken_template_names_the_row(words: PreTrainedTokenizerFast):
+    words.chat_template = "{% for m in messages %}{{ m.content }}{% if m.content == 'bad' %}{{ raise_exception('no!') }}{% endif %}<|im_end|>{% endfor %}"
+    bad = [{"role": "user", "content": "bad"}, *turn(1, 1)[1:]]
+    rows = standard({"messages": turn(1, 1)}, {"messages": bad})
+    for only in (True, False):
+        with pytest.raises(
+            DataError, match=r"rows, row 2: the chat template cannot render .*no!"
+        ) as error:
+            tokenize(rows, words, format="messages", max_length=None, assistant_only_loss=only)
+        assert "\n" not in str(error.value)
