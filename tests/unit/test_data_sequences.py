@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from tests import tiny
 from toolkit.data.files import read_objects
 from toolkit.data.formats import to_standard
+from toolkit.data.sequence_report import readable
 from toolkit.data.sequences import tokenize
 from toolkit.data.splits import joined
 from toolkit.errors import DataError
@@ -189,3 +190,11 @@ def test_a_broken_template_names_the_row(words: PreTrainedTokenizerFast):
         ) as error:
             tokenize(rows, words, format="messages", max_length=None, assistant_only_loss=only)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(999, "999"), (54_321, "54,321"), (123_456, "123k"), (4_020_000_000, "4.02B")],
+)
+def test_readable(number, text):
+    assert readable(number) == text

@@ -32,13 +32,6 @@ def test_only_the_first_process_prints(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(999, "999"), (54_321, "54,321"), (123_456, "123k"), (4.02e9, "4.02B")]
-)
-def test_readable(number, text):
-    assert terminal.readable(number) == text
-
-
-@pytest.mark.parametrize(
     ("steps", "logging", "every"),
     [(40, 10, 10), (400, 10, 20), (400, 30, 30), (10, 500, 1), (1000, 500, 50), (6, 1, 1)],
 )

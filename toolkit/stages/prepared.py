@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.data.chat import describe_template
+from toolkit.data.sequence_report import readable
 from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import RecipeError
@@ -16,7 +17,7 @@ from toolkit.models import adapters, chatml
 from toolkit.models.load import load_tokenizer, remote_code
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import on_cpu
-from toolkit.stages.terminal import note, readable
+from toolkit.stages.terminal import note
 
 Examples = Dataset | Sequence[Mapping[str, Any]]
 

@@ -57,14 +57,6 @@ def command(word: str, line: str) -> None:
     console().print(f"   [dim]{word:<6}[/dim] {escape(line)}", soft_wrap=True)
 
 
-def readable(number: float) -> str:
-    """A count with a unit: 1,234 or 1.2M."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e5, "k")):
-        if abs(number) >= size:
-            return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
-    return f"{number:,.0f}"
-
-
 def interval(state: TrainerState) -> int:
     """Steps between two plain lines: few lines, and each with a loss that was just logged."""
     wanted = max(1, -(-state.max_steps // PLAIN_LINES))
