@@ -22,6 +22,7 @@ _HOMES = {
     "load": "toolkit.models.load",
     "ToolkitError": "toolkit.errors",
 }
+# pyright: reportUnsupportedDunderAll=false
 __all__ = ["ToolkitError", "__version__", "build", "evaluate", "load", "run", "sft"]
 
 

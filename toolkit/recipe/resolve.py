@@ -23,7 +23,8 @@ from toolkit.recipe.values import Given, check_datasets, convert
 from toolkit.recipe.yaml_file import Document, read
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,96}")
-RESERVED = ("base", "recipe.yaml", "report.json", "report.html", "report.md")  # a word of `of`, files of a run
+# A word of `of`, and files of a run.
+RESERVED = ("base", "recipe.yaml", "report.json", "report.html", "report.md")
 
 
 class Draft(NamedTuple):
