@@ -14,7 +14,8 @@ from toolkit.artifacts import inputs, manifest
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
-from toolkit.stages import arguments, terminal
+from toolkit.stages import terminal
+from toolkit.stages.processes import is_first_process, meet, processes
 from toolkit.stages.resources import Usage
 
 REPORT = "report.json"
@@ -98,7 +99,7 @@ def run_recipe(
         )
         earlier[stage.name] = folder
         meet()
-    if recipe.is_pipeline and arguments.is_first_process():
+    if recipe.is_pipeline and is_first_process():
         gather_reports(recipe)
     return result
 
@@ -139,15 +140,15 @@ def run_one(
     meet()
     usage = Usage()
     with one_line(folder):
-        if arguments.is_first_process():
+        if is_first_process():
             folder.mkdir(parents=True, exist_ok=True)
             write_recipe(recipe)
             manifest.write_json(folder / manifest.STARTED, given)
         tell_defaults(stage)
         result = stage_module(stage.stage).run(stage, output_dir=folder, earlier=earlier, **objects)
-        if arguments.is_first_process():
+        if is_first_process():
             write_manifest(stage, folder, given, result, usage)
-    if arguments.is_first_process():
+    if is_first_process():
         tell_next(stage, folder)
     return result
 
@@ -210,9 +211,9 @@ def refuse_or_clear(
             f"{folder} holds a run that is not this one any more ({'; '.join(changed)}); "
             "--overwrite reruns it and all that follows from it, or give another output_dir"
         )
-    if arguments.is_first_process():
+    if is_first_process():
         (folder / "log.jsonl").unlink(missing_ok=True)
-    if at_stake and arguments.is_first_process():
+    if at_stake and is_first_process():
         old = manifest.read_json(folder / manifest.MANIFEST) or {}
         for name in (manifest.MANIFEST, manifest.STARTED, *old.get("outputs", ())):
             (folder / name).unlink(missing_ok=True)
@@ -235,7 +236,7 @@ def write_manifest(
         "outputs": manifest.outputs_of(folder),
         "metrics": result.metrics,
         **usage.as_dict(),
-        "processes": arguments.processes(),
+        "processes": processes(),
         "environment": manifest.environment(),
         **result.manifest,
     }
@@ -283,11 +284,3 @@ def tell_next(stage: StageRecipe, folder: Path) -> None:
 def stage_module(stage: str) -> Any:
     """The module of a stage."""
     return importlib.import_module(f"toolkit.stages.{stage}")
-
-
-def meet() -> None:
-    """Wait until every process is here."""
-    if arguments.processes() > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=arguments.on_cpu()).wait_for_everyone()

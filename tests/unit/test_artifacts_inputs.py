@@ -1,10 +1,12 @@
 """What counts as an input: whatever changes what a stage gives changes its inputs, and no more."""
 
 import pytest
+import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from toolkit.artifacts.inputs import inputs_of
+from toolkit.artifacts.inputs import inputs_of, object_identity
 from toolkit.recipe import recipe_from_keywords
 
 
@@ -46,3 +48,29 @@ def test_rows_given_to_a_task_count_by_their_content():
 
     assert exam("2") == exam("2")
     assert exam("2") != exam("3")
+
+
+def test_a_model_and_a_tokenizer_count_by_what_they_hold(tiny_base):
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    words = tiny.tokenizer()
+    before = object_identity(model), object_identity(words)
+    assert (object_identity(model), object_identity(words)) == before
+    with torch.no_grad():
+        model.lm_head.weight[3, 5] += 1e-3
+    words.chat_template = "{{ messages }}"
+    assert object_identity(model) != before[0]
+    assert object_identity(words) != before[1]
+
+
+def test_an_exam_depends_on_every_earlier_stage_unless_it_names_them(tmp_path):
+    def exam(**keys):
+        recipe = recipe_from_keywords(
+            "evaluate",
+            model_name_or_path="somebody/base",
+            tasks=[{"name": "a", "rows": []}],
+            **keys,
+        )
+        return inputs_of(recipe.stages[0], {"sft": tmp_path, "second": tmp_path}, {})
+
+    assert {"from sft", "from second"} <= exam().keys()
+    assert "from sft" not in exam(of=["base"])

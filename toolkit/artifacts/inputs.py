@@ -41,7 +41,7 @@ def inputs_of(
         found[f"base {base}"] = model_identity(str(base))
     for name in _data_names(stage):
         found[f"data {name}"] = data_identity(name)
-    for parent in _parents(stage):
+    for parent in _parents(stage, earlier):
         found[f"from {parent}"] = model_identity(str(earlier.get(parent, parent)))
     for task in stage.written.get("tasks") or ():
         if (rows := _field(task, "rows")) is not None:
@@ -70,7 +70,7 @@ def _data_names(stage: StageRecipe) -> list[str]:
         names += [str(Path(folder, file)) for file in _strings(files)]
     for task in written.get("tasks") or ():
         names += [_field(task, "dataset_name"), _field(task, "few_shot")]
-    return [name for name in dict.fromkeys(names) if isinstance(name, str)]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _field(entry: Any, key: str) -> Any:
@@ -86,10 +86,10 @@ def _strings(value: Any) -> list[str]:
     return [text for part in parts for text in _strings(part)]
 
 
-def _parents(stage: StageRecipe) -> list[str]:
-    """Every earlier stage or folder that the recipe starts from or examines."""
+def _parents(stage: StageRecipe, earlier: Mapping[str, Path]) -> list[str]:
+    """Every earlier stage or folder that the recipe starts from or examines; by default all."""
     start = stage.written.get("start_from")
-    examined = stage.written.get("of") or ()
+    examined = stage.written.get("of") or (earlier if stage.stage == "evaluate" else ())
     return [name for name in (start, *examined) if name and name != "base"]
 
 
@@ -129,10 +129,24 @@ def _sample(file: Path) -> list[Any]:
 
 
 def object_identity(value: Any) -> str:
-    """A digest of rows; for a model and other objects, their class and name."""
+    """A digest of rows, of a model's weights or of a tokenizer; of other objects, their class."""
+    if hasattr(value, "state_dict"):
+        return f"sums:{weights_digest(value)}"
+    if hasattr(value, "get_vocab"):
+        parts = (value.get_vocab(), value.special_tokens_map, value.chat_template)
+        return f"sha256:{digest_of(parts)}"
     fingerprint = getattr(value, "_fingerprint", None)
     if fingerprint is not None:
         return f"fingerprint:{fingerprint}"
     if isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value):
         return f"sha256:{digest_of([dict(row) for row in value])}"
-    return f"{type(value).__name__} {getattr(value, 'name_or_path', '')}".strip()
+    return type(value).__name__
+
+
+def weights_digest(model: Any) -> str:
+    """A digest of the weights in memory: the sum of each tensor, and of every seventh number."""
+    sums = {
+        name: [float(part.cpu().double().sum()) for part in (tensor, tensor.flatten()[::7])]
+        for name, tensor in model.state_dict().items()
+    }
+    return digest_of(sums)

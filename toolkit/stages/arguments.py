@@ -1,6 +1,5 @@
 """TRL's configuration of a stage: the recipe's keys, and what the device here needs."""
 
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,24 +8,9 @@ from transformers import TrainingArguments
 
 from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
+from toolkit.stages.processes import on_cpu, processes
 
 Config = TypeVar("Config", bound=TrainingArguments)
-
-
-def processes() -> int:
-    """How many processes train together; the launcher says so in the environment."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def on_cpu() -> bool:
-    """Whether training runs on the CPU: nothing else is there, or the launcher asks for it."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
-    return asked or not torch.accelerator.is_available()
 
 
 def device_arguments(recipe: StageRecipe) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from toolkit.artifacts.manifest import StageResult
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters
 from toolkit.recipe import StageRecipe
-from toolkit.stages.arguments import is_first_process
+from toolkit.stages.processes import is_first_process
 from toolkit.stages.terminal import ProgressLine, note
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step

@@ -16,7 +16,7 @@ from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
 from toolkit.models.load import load_tokenizer, remote_code
 from toolkit.recipe import StageRecipe
-from toolkit.stages.arguments import on_cpu
+from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
 
 Examples = Dataset | Sequence[Mapping[str, Any]]

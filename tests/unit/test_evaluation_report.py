@@ -1,0 +1,145 @@
+"""The rows of an exam, what is compared with what, and what a person sees of it."""
+
+import json
+import os
+import stat
+
+import pytest
+from rich.console import Console
+
+from toolkit.evaluation.intervals import wilson
+from toolkit.evaluation.report import Graded, comparisons, exam_rows, exam_table
+
+
+def answers(stage, greedy, samples=(), task="exam"):
+    """Completions of one stage: a letter per question and sample.
+
+    `R` is right and ended, `r` right and cut off, `w` wrong and ended, `c` wrong and cut off.
+    """
+    return [
+        Graded(stage, task, question, sample, "…", letter in "Rw", letter in "Rr", tokens=10)
+        for sample, letters in ((None, greedy), *enumerate(samples))
+        for question, letter in enumerate(letters)
+    ]
+
+
+def test_rows_by_hand():
+    graded = answers("base", "rwcc") + answers("sft", "RRrw", ["RRww", "RrwR"])
+    base, sft = exam_rows(graded)
+    low, high = wilson(2, 4)
+    assert sft == {
+        "stage": "sft", "task": "exam", "accuracy": 0.5, "low": low, "high": high, "greedy": 0.5,
+        "greedy_low": low, "greedy_high": high, "n": 4, "samples": 2, "lenient": 5 / 8,
+        "greedy_lenient": 0.75, "stopped": 7 / 8, "greedy_stopped": 0.75, "tokens": 10,
+    }  # fmt: skip
+    assert (base["accuracy"], base["greedy"], base["lenient"], base["samples"]) == (0, 0, 0.25, 0)
+    assert (base["low"], base["high"]) == (base["greedy_low"], base["greedy_high"]) == wilson(0, 4)
+    assert base["stopped"] == base["greedy_stopped"] == 0.25
+    assert json.loads(json.dumps([base, sft])) == [base, sft]
+
+
+def test_rows_come_in_the_order_of_the_exam():
+    graded = [
+        answer
+        for stage in ("b", "a few-shot", "a")
+        for task in ("2", "1")
+        for answer in answers(stage, "Rw", task=task)
+    ]
+    assert [(row["stage"], row["task"]) for row in exam_rows(graded)] == [
+        ("b", "2"), ("b", "1"), ("a few-shot", "2"), ("a few-shot", "1"), ("a", "2"), ("a", "1"),
+    ]  # fmt: skip
+
+
+def test_rows_need_no_cache_of_their_own(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", cache)
+    cache.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    before = os.listdir(os.getcwd())
+    assert exam_rows(answers("base", "Rw"))[0]["greedy"] == 0.5
+    assert list(cache.iterdir()) == []
+    assert os.listdir(os.getcwd()) == before
+
+
+def test_comparisons_are_of_strict_greedy_answers():
+    graded = answers("base", "RrwwwwR", ["RRRRRRR"]) + answers("sft", "wRRRRRR", ["ccccccc"])
+    assert comparisons(graded) == [
+        {"task": "exam", "a": "base", "b": "sft", "a_only": 1, "b_only": 5, "n": 7, "p": 14 / 64}
+    ]
+
+
+def test_each_stage_stands_beside_the_one_before_and_the_first():
+    graded = [a for stage in "abcd" for a in answers(stage, "RwR")]
+    graded += answers("a", "R", task="more") + answers("c", "w", task="more")
+    pairs = [(found["task"], found["a"], found["b"]) for found in comparisons(graded)]
+    assert pairs == [
+        ("exam", "a", "b"), ("exam", "b", "c"), ("exam", "a", "c"), ("exam", "c", "d"),
+        ("exam", "a", "d"), ("more", "a", "c"),
+    ]  # fmt: skip
+    assert comparisons(answers("a", "RRR")) == []
+    assert comparisons(answers("a", "RRR") + answers("b", "RR")) == []  # other questions
+
+
+@pytest.fixture
+def printed():
+    def show(graded, width=80):
+        console = Console(width=width, highlight=False, color_system=None)
+        with console.capture() as capture:
+            console.print(
+                exam_table({"exam": exam_rows(graded), "comparisons": comparisons(graded)})
+            )
+        return capture.get()
+
+    return show
+
+
+def test_a_person_reads_scores_and_sentences(printed):
+    graded = answers("base", "c" * 240, ["r" + "c" * 239]) + answers("sft", "R" * 240, ["R" * 240])
+    lines = [" ".join(line.split()) for line in printed(graded).splitlines()]
+    assert lines[0] == "exam: 240 questions, greedy and 1 sample each"
+    assert lines[1] == "model sampled greedy lenient ended"
+    assert lines[3] == "base 0.0 [0.0, 1.6] 0.0 [0.0, 1.6] 0.4 0.0"
+    assert lines[4] == "sft 100.0 [98.4, 100.0] 100.0 [98.4, 100.0] 100.0 100.0"
+    whole = " ".join(lines)
+    assert "sft answers 240 questions right that base does not, 0 the other p = 1e-72 way" in whole
+
+
+def test_sentences(printed):
+    def said(a, b):
+        return " ".join(printed(answers("a", a) + answers("b", b), width=200).split())
+
+    assert "b and a answer the same questions right p = 1.00" in said("RRw", "RRc")
+    assert "a answers 1 question right that b does not, 0 the other way p = 1.00" in said(
+        "RR", "Rr"
+    )
+    assert "b answers 5 questions right that a does not, 0 the other way p = 0.06" in said(
+        "wwwww", "RRRRR"
+    )
+    assert "p = 0.12" in said("wwww", "RRRR")
+    assert "p < 1e-300" in said("w" * 1200, "R" * 1200)
+
+
+def test_the_table_fits_80_columns_and_loses_nothing(printed):
+    long = "runs/with/a/long/name/" + "x" * 90
+    graded = [
+        answer
+        for stage in ("base", "base few-shot", long, "markup[/b]")
+        for task in ("[i]one", "two")
+        for answer in answers(stage, "R" * 1319, ["R" * 1319] * 2, task=task)
+    ]
+    text = printed(graded)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("base few-shot ") == 6, "in one line, in both tables and four sentences"
+    assert "markup[/b]" in text
+    assert "[i]one: 1,319 questions, greedy and 2 samples each" in text
+    for piece in ("runs/with/a/long", "100.0 [99.7, 100.0]"):
+        assert piece in text
+    squeezed = "".join(text.split())
+    assert squeezed.count("x") >= 2 * 90
+
+
+def test_without_samples_there_is_no_column_for_them(printed):
+    text = printed(answers("base", "Rw"))
+    assert "sampled" not in text
+    assert "sample" not in text
+    assert "50.0 [9.5, 90.5]" in text

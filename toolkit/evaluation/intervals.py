@@ -1,0 +1,65 @@
+"""How sure a score is, and how sure a difference: Wilson's interval and McNemar's exact test."""
+
+from math import sqrt
+from statistics import NormalDist
+
+
+def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share; unlike the usual one, it holds at 0 % and 100 % too.
+
+    Args:
+        successes: how many of them are right; a mean over questions times their number need not
+            be whole.
+        n: how many questions, at least one. With k samples per question it is still the number of
+            questions: samples of one question are not independent. A mean of samples varies less
+            than one answer does, so then the interval is wider than it must be, never narrower.
+        confidence: how often such an interval holds the true share, in (0, 1).
+
+    Returns:
+        Its two ends, within [0, 1].
+
+    Raises:
+        ValueError: if there is no question, or more successes than questions.
+
+    Source:
+        Wilson 1927, Journal of the American Statistical Association 22 (158), 209-212.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 to n successes of n >= 1, found {successes} of {n}")
+    share = successes / n
+    z_squared = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    centre = share + z_squared / (2 * n)
+    half = sqrt(z_squared * (share * (1 - share) / n + z_squared / (4 * n * n)))
+    whole = 1 + z_squared / n
+    # rounding must not take the share itself out of the interval
+    return (
+        max(0.0, min(share, (centre - half) / whole)),
+        min(1.0, max(share, (centre + half) / whole)),
+    )
+
+
+def mcnemar_exact(a_only: int, b_only: int) -> float:
+    """How likely a difference at least this large is, two-sided, if neither answers better.
+
+    Args:
+        a_only: questions that the first answers right and the second does not.
+        b_only: the other way round.
+
+    Returns:
+        Twice the smaller tail of a binomial distribution of a half, at most 1; summed in whole
+        numbers, and rounded once.
+
+    Raises:
+        ValueError: for a negative count.
+
+    Source:
+        McNemar 1947, Psychometrika 12 (2), 153-157; its exact form, by the binomial distribution.
+    """
+    if min(a_only, b_only) < 0:
+        raise ValueError(f"expected counts, found {a_only} and {b_only}")
+    n = a_only + b_only
+    term = tail = 1
+    for k in range(min(a_only, b_only)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**n)

@@ -1,0 +1,1 @@
+"""Completions: batched, each the same in whatever batch it is made."""

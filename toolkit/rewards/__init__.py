@@ -1,0 +1,1 @@
+"""What makes a completion good: checkers of its answer."""
