@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import toolkit
 from tests import tiny
 from toolkit.errors import RecipeError
 from toolkit.recipe import keys_of, load_recipe
@@ -74,10 +75,25 @@ def test_the_python(folder, tiny_base):
     assert (folder / "quickstart" / "report.json").is_file()
 
 
-def test_the_recipe(folder):
-    (text,) = blocks("yaml")
-    Path("my.yaml").write_text(text, encoding="utf-8")
-    assert [stage.name for stage in load_recipe("my.yaml").stages] == ["sft", "exam"]
+def test_the_recipes(folder):
+    names = []
+    for text in blocks("yaml"):
+        Path("my.yaml").write_text(text, encoding="utf-8")
+        names.append([stage.name for stage in load_recipe("my.yaml").stages])
+    assert names == [["sft", "exam"], ["evaluate"]]
+
+
+def test_the_exam(folder, tiny_base):
+    """The second recipe's task on files, on a tiny base."""
+    (text,) = (text for text in blocks("yaml") if text.startswith("stage: evaluate"))
+    rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(3)]
+    tiny.save_rows(folder / "exam.jsonl", rows)
+    tiny.save_rows(folder / "shown.jsonl", [{"question": "8 + 1?", "answer": "9"}])
+    text = text.replace("Qwen/Qwen3-0.6B-Base", str(tiny_base)).replace(", runs/sft", "")
+    text = "\n".join(line for line in text.splitlines() if "openai" not in line)
+    Path("my.yaml").write_text(text + "\nmax_completion_length: 4\n", encoding="utf-8")
+    result = toolkit.run("my.yaml", output_dir=str(folder / "exam"))
+    assert {"base/exam/greedy", "base few-shot/exam/accuracy"} <= result.metrics["evaluate"].keys()
 
 
 def test_the_error(folder):

@@ -245,9 +245,10 @@ BROKEN = {
     "empty choice": ([CAPITALS[0] | {"choices": ["Paris", "?"]}], {}, "nothing but punctuation"),
     "few-shot row": ([GOOD], {"few_shot": [GOOD, {"answer": 1}]}, "t few_shot, row 2, column 'quest"),
     "examined": (
-        [GOOD], {"few_shot": [{"question": " 1+1", "answer": "2"}]},
+        [GOOD | {"question": "One?"}], {"few_shot": [{"question": " ONE", "answer": "2"}]},
         "t few_shot, row 1: the same question as t, row 1; an example must not be examined",
     ),
+    "examined choice": ([CAPITALS[0]], {"few_shot": CAPITALS}, "t few_shot, row 1: the same question"),
     "no rows": ([], {}, "there are no rows"),
 }  # fmt: skip
 

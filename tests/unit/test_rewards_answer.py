@@ -153,11 +153,20 @@ def test_chosen(text, position):
     ("text", "position"),
     [
         ("-5", 1), ("5", 0), ("The answer is -5", 1), ("The answer is −5.", 1), ("It is 2.5", 2),
-        ("so 25.", 3), ("B) -5", 1), ("B) 5", None), ("A: 5", 0),
+        ("so 25.", 3), ("B) -5", 1), ("B) 5", None), ("A: 5", 0), ("It is 3.5", None),
+        ("It is 5.1", None), ("It is -25", None), ("It is 5, then", 0),
     ],
 )  # fmt: skip
 def test_chosen_among_numbers(text, position):
     assert chosen(text, NUMBERS) == position
+
+
+def test_a_choice_that_begins_with_another():
+    choices = ("New", "New York", "New York City")
+    assert chosen("It is New York City.", choices) == 2
+    assert chosen("It is New York.", choices) == 1
+    assert chosen("It is New.", choices) == 0
+    assert chosen("C. New York City", choices) == 2
 
 
 def test_a_choice_that_cannot_be_graded():

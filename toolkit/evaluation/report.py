@@ -186,7 +186,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _interval(share: float, low: float, high: float) -> str:
-    return escape(f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
