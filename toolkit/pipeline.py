@@ -19,6 +19,8 @@ from toolkit.stages.processes import is_first_process, meet, processes
 from toolkit.stages.resources import Usage
 
 REPORT = "report.json"
+# The operating system's words for it, and those of torch's own writer of checkpoints.
+FULL_DISK = ("No space left on device", "unexpected pos", "file write failed")
 NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
 OBJECTS = (
     "model", "processing_class", "train_dataset", "eval_dataset", "callbacks",
@@ -168,7 +170,7 @@ def one_line(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())
-        if "No space left on device" in said:
+        if any(words in said for words in FULL_DISK):
             free = shutil.disk_usage(folder).free >> 20
             raise TrainingError(
                 f"{folder}: the disk is full ({free} MiB free); nothing half-written counts as "

@@ -10,6 +10,7 @@ import toolkit
 from tests import tiny
 from toolkit.errors import HubError, RecipeError, TrainingError
 from toolkit.models import adapters
+from toolkit.pipeline import one_line
 
 
 def sft(base, rows, directory, **keys):
@@ -207,6 +208,25 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tiny_base, chats, tmp_path):
 def test_a_checkpoint_that_is_not_there(tiny_base, chats, tmp_path):
     with pytest.raises(RecipeError, match="resume_from_checkpoint: no folder"):
         sft(tiny_base, chats, tmp_path / "run", resume_from_checkpoint="./none")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 184384 vs 184272"),
+        RuntimeError("PytorchStreamWriter failed writing file data/5: file write failed"),
+    ],
+    ids=["system", "torch's end", "torch's middle"],
+)
+def test_a_full_disk_is_one_line_whoever_says_it(said, tmp_path):
+    with pytest.raises(TrainingError, match="the disk is full"), one_line(tmp_path):
+        raise said
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(tmp_path):
+    with pytest.raises(ZeroDivisionError), one_line(tmp_path):
+        raise ZeroDivisionError
 
 
 def test_a_global_batch_that_cannot_be_formed_is_refused(tiny_base, chats, tmp_path):

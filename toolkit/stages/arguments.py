@@ -32,6 +32,8 @@ def device_arguments(recipe: StageRecipe) -> dict[str, Any]:
 def batch_arguments(recipe: StageRecipe) -> dict[str, int]:
     """Derive the accumulation from `global_batch_size`, or refuse what cannot be formed.
 
+    `per_device_train_batch_size` is then what a device holds at most: with many devices it is less.
+
     Returns:
         `per_device_train_batch_size` and `gradient_accumulation_steps`; empty without the key.
 
@@ -43,12 +45,10 @@ def batch_arguments(recipe: StageRecipe) -> dict[str, int]:
         return {}
     wanted, devices = int(recipe["global_batch_size"]), processes()
     where = recipe.where["global_batch_size"]
-    if recipe.is_written("per_device_train_batch_size"):
-        each = int(recipe["per_device_train_batch_size"])
-    else:
-        share = max(1, wanted // devices)
-        largest = min(int(recipe["per_device_train_batch_size"]), share)
-        each = next(size for size in range(largest, 0, -1) if share % size == 0)
+    share = max(1, wanted // devices)
+    each = min(int(recipe["per_device_train_batch_size"]), share)
+    if not recipe.is_written("per_device_train_batch_size"):
+        each = next(size for size in range(each, 0, -1) if share % size == 0)
     unit = each * devices
     if wanted % unit:
         nearest = max(unit, round(wanted / unit) * unit)
