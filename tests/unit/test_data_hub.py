@@ -5,17 +5,15 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
 
 import pytest
 
+from tests.hub import NEW, OLD, Hub, Repositories, environment, running
+
 ROOT = Path(__file__).resolve().parents[2]
-OLD, NEW = "a" * 40, "b" * 40
 ROW = {"prompt": "2+2", "completion": "4"}
 LINES = "".join(json.dumps({**ROW, "n": n}) + "\n" for n in range(3)).encode()
 CALL = {"function": {"name": "f", "arguments": {"a": 1}}}
@@ -29,7 +27,7 @@ configs:
 - {config_name: socratic, data_files: [{split: train, path: socratic/train.jsonl}]}
 ---
 """
-REPOSITORIES: dict[str, dict[str, dict[str, bytes]]] = {
+REPOSITORIES: Repositories = {
     "org/plain": {
         OLD: {"train.jsonl": LINES},
         NEW: {"train.jsonl": LINES * 2, "test.jsonl": LINES},
@@ -41,87 +39,12 @@ REPOSITORIES: dict[str, dict[str, dict[str, bytes]]] = {
     "org/empty": {NEW: {"README.md": b"nothing here"}},
     "org/gated": {NEW: {"train.jsonl": LINES}},
 }  # fmt: skip
-BRANCHES = {"main": NEW, "v1": OLD}
-GATED = "org/gated"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """What `huggingface_hub` and `datasets` ask of the Hub to read a data set."""
-
-    asked: list[str]
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def answer(
-        self,
-        status: int,
-        body: Any = b"",
-        *,
-        error: str = "",
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        if error:
-            self.send_header("X-Error-Code", error)
-            self.send_header("X-Error-Message", error)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def do_GET(self) -> None:
-        path = unquote(self.path.partition("?")[0])
-        self.asked.append(path)
-        words = re.fullmatch(
-            r"(?:/api)?/datasets/(org/\w+)(?:/([\w-]+)(?:/([^/]+)(?:/(.*))?)?)?", path
-        )
-        if words is None or words[1] not in REPOSITORIES:
-            self.answer(404, error="RepoNotFound")
-            return
-        name, what, revision, file = words.groups()
-        commit = BRANCHES.get(revision or "main", revision or "")
-        files = REPOSITORIES[name].get(commit)
-        if what == "auth-check" or (name == GATED and what == "resolve"):
-            self.answer(403 if name == GATED else 200, error="GatedRepo" if name == GATED else "")
-        elif files is None:
-            self.answer(404, error="RevisionNotFound")
-        elif what in (None, "revision"):
-            names = [{"rfilename": file} for file in files]
-            gated = "manual" if name == GATED else False
-            self.answer(200, {"id": name, "sha": commit, "gated": gated, "siblings": names})
-        elif what == "tree":
-            self.answer(200, [entry(f, c) for f, c in files.items() if f.startswith(file or "")])
-        elif what == "paths-info":
-            size = int(self.headers.get("Content-Length", 0))
-            sent = self.rfile.read(size).decode()
-            wanted = json.loads(sent)["paths"] if sent.startswith("{") else parse_qs(sent)["paths"]
-            self.answer(200, [entry(f, files[f]) for f in wanted if f in files])
-        elif file not in files:
-            self.answer(404, error="EntryNotFound")
-        else:
-            about = {"ETag": f'"{commit[:8]}{file}"', "X-Repo-Commit": commit}
-            self.answer(200, files[file], headers=about)
-
-    do_HEAD = do_POST = do_GET
-
-
-def entry(name: str, content: bytes) -> dict[str, Any]:
-    return {"type": "file", "path": name, "size": len(content), "oid": f"oid-{name}"}
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    Hub.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def endpoint() -> Iterator[str]:
+    with running(datasets=REPOSITORIES) as address:
+        yield address
 
 
 CHILD = """
@@ -143,19 +66,12 @@ for keys in json.loads(sys.argv[1]):
 """
 
 
-def ask(endpoint: str, home: Path, *recipes: dict[str, Any], **environment: str) -> list[Any]:
+def ask(endpoint: str, home: Path, *recipes: dict[str, Any], **variables: str) -> list[Any]:
     """Load each recipe's rows in one process that takes the stand-in for the Hub."""
-    changed = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN",)}
+    changed = environment(endpoint, home) | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(recipes)],
-        env=kept | changed | environment, capture_output=True, text=True, check=False, cwd=home,
+        env=os.environ | changed | variables, capture_output=True, text=True, check=False, cwd=home,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -181,10 +97,9 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def refusals(hub: ThreadingHTTPServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def refusals(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("refused")
     Hub.asked.clear()
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
     answers = ask(endpoint, home, *(keys for keys, _ in REFUSED.values()))
     return dict(zip(REFUSED, answers, strict=True)) | {"asked": list(Hub.asked)}
 
@@ -203,9 +118,8 @@ def test_refusals_come_before_any_download(refusals: dict[str, Any]):
 
 
 def test_rows_are_read_at_the_revision_and_again_without_a_connection(
-    hub: ThreadingHTTPServer, tmp_path: Path
+    endpoint: str, tmp_path: Path
 ):
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
     old, new, chats, broken, empty = ask(
         endpoint, tmp_path,
         {"dataset_name": "org/plain", "dataset_revision": "v1"},

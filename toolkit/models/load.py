@@ -1,5 +1,6 @@
 """Loads a base, a tokenizer, or a finished run, from a folder or from the Hub."""
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -30,6 +33,7 @@ from trl import ModelConfig, get_quantization_config
 from toolkit.errors import HubError, RecipeError, ToolkitError
 from toolkit.recipe import StageRecipe
 
+CHECK_TIMEOUT_S = 10
 WEIGHTS = ("config.json", "adapter_config.json")
 
 
@@ -55,7 +59,7 @@ def check_model_path(name: str) -> None:
 
 def hub_error(error: Exception, name: str) -> ToolkitError | None:
     """The one line for a failure to load `name`; None if the failure is something else."""
-    page = f"https://huggingface.co/{name}"
+    page = f"{constants.ENDPOINT}/{name}"
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -82,7 +86,7 @@ def hub_error(error: Exception, name: str) -> ToolkitError | None:
                 f"{name}: not in the local cache and the Hub cannot be reached (offline); "
                 "connect once, or name a local folder"
             )
-    if isinstance(error, OSError) and "huggingface.co" in str(error):
+    if isinstance(error, OSError) and constants.ENDPOINT in str(error):
         return HubError(f"{name}: the Hub could not give it ({str(error).splitlines()[0]})")
     return None
 
@@ -91,8 +95,10 @@ def hub_error(error: Exception, name: str) -> ToolkitError | None:
 def loading(name: str) -> Iterator[None]:
     """Turn a failure to load `name` inside the block into one line that names it."""
     check_model_path(name)
+    is_local = Path(name).expanduser().is_dir()
     try:
-        yield
+        with cache_only(not is_local and not hub_answers(constants.ENDPOINT)):
+            yield
     except ToolkitError:
         raise
     except Exception as error:
@@ -100,6 +106,29 @@ def loading(name: str) -> Iterator[None]:
         if line is None:
             raise
         raise line from error
+
+
+@functools.cache
+def hub_answers(endpoint: str) -> bool:
+    """Whether the Hub can be reached; asked once per process."""
+    if constants.is_offline_mode():
+        return False
+    try:
+        get_session().head(endpoint, timeout=CHECK_TIMEOUT_S)
+    except (HTTPError, OSError):
+        return False
+    return True
+
+
+@contextmanager
+def cache_only(wanted: bool) -> Iterator[None]:
+    """Keep upstream from trying again for a minute per file to reach a Hub that is out of reach."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = wanted or before
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def load_tokenizer(
