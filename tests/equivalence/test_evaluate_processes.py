@@ -1,25 +1,11 @@
 """An exam by two processes is the exam by one: the same completions, in the same file, byte by byte."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 import toolkit
 from tests import tiny
+from tests.launch import two_processes
 
-TWO_PROCESSES = """
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-num_machines: 1
-num_processes: 2
-use_cpu: true
-mixed_precision: 'no'
-rdzv_backend: static
-same_network: true
-main_training_function: main
-"""
 ROWS = [
     {"question": f"What is {'very ' * index}{index}?", "answer": f"{index}"} for index in range(9)
 ]
@@ -42,21 +28,9 @@ per_device_eval_batch_size: 4
     return path
 
 
-def run_two(recipe, directory):
-    """The recipe by two processes on the CPU, joined by gloo."""
-    config = recipe.with_name("two.yaml")
-    config.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["-m", "toolkit", "run", str(recipe), "--output_dir", str(directory)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
-
-
 def test_two_processes_are_one(recipe, tmp_path):
     one = toolkit.run(recipe, output_dir=tmp_path / "one").output_dir
-    printed = run_two(recipe, tmp_path / "two")
+    printed = two_processes("run", recipe, "--output_dir", tmp_path / "two")
     assert printed.count("━━ evaluate") == 1, "only the first process may print"
     # four of seven questions, four completions each, with and without examples
     assert "base: 32 completions in" in printed, "the questions must be divided"
@@ -76,7 +50,7 @@ def test_two_processes_go_on_where_three_stopped(recipe, tmp_path):
     (two / FILES[0]).write_text("".join(whole[:20:3]))
     (two / "completions-base~1.jsonl").write_text("".join(whole[1:20:3]))
     (two / "completions-base~2.jsonl").write_text("".join(whole[2:20:3]) + whole[30][:50])
-    printed = run_two(recipe, two)
+    printed = two_processes("run", recipe, "--output_dir", two)
     assert "20 completions are there already, and kept" in printed
     assert not list(two.glob("*~*"))
     for name in FILES:

@@ -1,15 +1,12 @@
 """One training, many ways to compute it: each must give the same losses and the same adapter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import toolkit
 from tests import tiny
 from tests.closeness import assert_close
+from tests.launch import two_processes
 
 STEPS = 4
 
@@ -127,24 +124,9 @@ def test_no_token_attends_into_another_row(attention, tiny_base, tmp_path):
     assert torch.equal(before[starts[1] :], after[starts[1] :])
 
 
-TWO_PROCESSES = """
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-num_machines: 1
-num_processes: 2
-use_cpu: true
-mixed_precision: 'no'
-rdzv_backend: static
-same_network: true
-main_training_function: main
-"""
-
-
 def test_two_processes_are_one(canonical, tiny_base, tmp_path):
     from safetensors.torch import load_file
 
-    config = tmp_path / "two.yaml"
-    config.write_text(TWO_PROCESSES)
     rows = tiny.save_rows(tmp_path / "rows.jsonl", tiny.ROWS)
     words = {
         "model_name_or_path": tiny_base, "dataset_name": rows, "output_dir": tmp_path / "out",
@@ -152,13 +134,9 @@ def test_two_processes_are_one(canonical, tiny_base, tmp_path):
         "max_steps": STEPS, "global_batch_size": 8, "logging_steps": 1, "save_strategy": "no",
         "seed": 3,
     }  # fmt: skip
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["-m", "toolkit", "sft"]
-    command += [word for key, value in words.items() for word in (f"--{key}", str(value))]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert done.stdout.count("━━ sft") == 1, "only the first process may print"
+    flags = [word for key, value in words.items() for word in (f"--{key}", value)]
+    printed = two_processes("sft", *flags)
+    assert printed.count("━━ sft") == 1, "only the first process may print"
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     for name, value in canonical[1].items():
         key = name.replace(".default", "")

@@ -13,6 +13,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import toolkit
+from tests.launch import two_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -143,10 +144,7 @@ def test_on_two_processes_by_the_launcher(stories, gsm8k, tmp_path):
     recipe = recipe_in(tmp_path, stories, gsm8k)
     alone = tmp_path / "alone"
     command("toolkit", "run", recipe, "--output_dir", alone)
-    printed = command(
-        "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml",
-        "-m", "toolkit", "run", recipe, ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
+    printed = two_processes("run", recipe)
     assert printed.count("━━ sft") == 1
     manifest = json.loads((tmp_path / "run" / "stage.json").read_text())
     assert manifest["processes"] == 2

@@ -47,6 +47,8 @@ def test_a_base_at_a_revision_is_trained_proved_and_found_again(hub, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = json.loads((tmp_path / "run" / "stage.json").read_text())
     assert manifest["verification"]["verified"] == "fresh_load"
+    assert manifest["base"] == {"name": "org/base", "commit": OLD}
+    assert manifest["data"][0]["revision"] == NEW
     config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "v1")
     assert any(f"/resolve/{OLD}/" in path or "/resolve/v1/" in path for path in Hub.asked)

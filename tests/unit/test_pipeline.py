@@ -32,6 +32,9 @@ def test_a_stage_leaves_what_the_design_promises(tiny_base, chats, tmp_path, cap
     manifest = json.loads((tmp_path / "run" / "stage.json").read_text())
     assert manifest == json.loads(json.dumps(result.manifest, default=str))
     assert manifest["verification"]["verified"] == "fresh_load"
+    assert manifest["base"]["name"] == str(tiny_base)
+    assert manifest["data"][0] | {"dataset_name": str(chats), "rows": 24} == manifest["data"][0]
+    assert manifest["sequences"]["eval"]["rows"] == 6
     assert manifest["outputs"].keys() >= {"adapter_model.safetensors", "tokenizer.json"}
     assert manifest["peak_memory_bytes"] > 1e8
     assert result.metrics["eval_loss"] > 0

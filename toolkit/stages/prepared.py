@@ -1,7 +1,7 @@
 """What a stage trains on: the rows, the tokenizer they need, and their sequences."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
-from toolkit.models.load import load_tokenizer, remote_code
+from toolkit.models.load import commit_of, load_tokenizer, remote_code
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
@@ -44,6 +44,15 @@ class Prepared:
     change: chatml.TokenizerChange
     sequences: dict[str, Sequences]
 
+    def origin(self, recipe: StageRecipe) -> dict[str, Any]:
+        """Where base and rows come from, and what became of the rows, for the manifest."""
+        name, revision = recipe["model_name_or_path"], recipe["model_revision"]
+        return {
+            "base": {"name": name, "commit": commit_of(name, revision) if name else None},
+            "data": self.rows.provenance,
+            "sequences": {split: asdict(found.report) for split, found in self.sequences.items()},
+        }
+
 
 def prepare(
     recipe: StageRecipe,
@@ -52,7 +61,7 @@ def prepare(
     train_dataset: Examples | None = None,
     eval_dataset: Examples | None = None,
 ) -> Prepared:
-    """Read the rows, and turn them into `input_ids` and `labels`; arguments as in `build`."""
+    """Read the rows, and turn them into `input_ids` and `labels`; arguments as of the stage."""
     rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
     tokenizer = processing_class or load_tokenizer(
         parent or recipe["model_name_or_path"], **({} if parent else remote_code(recipe))

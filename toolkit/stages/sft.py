@@ -14,7 +14,7 @@ from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments
 from toolkit.stages.finish import prove, save, train
-from toolkit.stages.prepared import Examples, check_length, prepare, starting_point, tell
+from toolkit.stages.prepared import Examples, Prepared, check_length, prepare, starting_point, tell
 
 
 def run(
@@ -26,18 +26,26 @@ def run(
         recipe: the stage's keys.
         output_dir: the stage's folder.
         earlier: folders of finished stages, by name, for `start_from`.
-        **objects: what Python gave in place of a name; see `build`.
+        **objects: what Python gave in place of a name; see `assemble`.
     """
-    trainer = build(recipe, output_dir=output_dir, earlier=earlier, **objects)
+    trainer, data = assemble(recipe, output_dir=output_dir, earlier=earlier, **objects)
     train(trainer, recipe)
     saved = save(trainer)
     if "model" in objects:
-        return prove(saved, reload=None, resident=trainer.model)
-    del trainer  # one base in memory at a time
-    return prove(saved, reload=base_arguments(recipe))
+        result = prove(saved, reload=None, resident=trainer.model)
+    else:
+        del trainer  # one base in memory at a time
+        result = prove(saved, reload=base_arguments(recipe))
+    result.manifest |= data.origin(recipe)
+    return result
 
 
-def build(
+def build(recipe: StageRecipe, **given: Any) -> SFTTrainer:
+    """The configured trainer, before `.train()`; arguments as in `assemble`."""
+    return assemble(recipe, **given)[0]
+
+
+def assemble(
     recipe: StageRecipe,
     *,
     output_dir: Path,
@@ -47,8 +55,8 @@ def build(
     train_dataset: Examples | None = None,
     eval_dataset: Examples | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> SFTTrainer:
-    """The configured trainer, before `.train()`.
+) -> tuple[SFTTrainer, Prepared]:
+    """The configured trainer, and what it trains on.
 
     Args:
         recipe: the stage's keys.
@@ -80,7 +88,7 @@ def build(
     elif recipe["use_peft"]:
         trained = adapters.attach(base, recipe, data.change)
     tell(data, trained)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         trained,
         args,
         train_dataset=data.sequences["train"].dataset,
@@ -88,6 +96,7 @@ def build(
         processing_class=data.tokenizer,
         callbacks=list(callbacks),
     )
+    return trainer, data
 
 
 def sft_config(recipe: StageRecipe, output_dir: Path) -> SFTConfig:
