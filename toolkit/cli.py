@@ -25,9 +25,9 @@ RUN_FLAGS = "[--overwrite] [--debug] [--key value …]"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or that of the error (see toolkit.errors)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
+    debug, words = asks_for_traceback(words)
     try:
-        return dispatch([word for word in words if word != "--debug"])
+        return dispatch(words)
     except ToolkitError as error:
         if debug:
             traceback.print_exc()
@@ -40,6 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def asks_for_traceback(words: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether `--debug` stands by itself, and the words without it.
+
+    With a value behind it, it is transformers' key.
+    """
+    alone = {
+        at
+        for at, word in enumerate(words)
+        if word == "--debug" and (at + 1 == len(words) or words[at + 1].startswith("-"))
+    }
+    return bool(alone), [word for at, word in enumerate(words) if at not in alone]
 
 
 def dispatch(words: list[str]) -> int:
@@ -162,7 +175,7 @@ def inspect(words: list[str]) -> int:
     """`toolkit inspect RECIPE [--rows N] [--json]`."""
     usage = "toolkit inspect RECIPE [--rows N] [--json] [--key value …]"
     arguments = parser("inspect", usage, "Show which tokens are trained.")
-    arguments.add_argument("--rows", type=int, choices=range(1_000_000), metavar="N")
+    arguments.add_argument("--rows", type=count, metavar="N")
     arguments.add_argument("--json", action="store_true", dest="as_json")
     parsed, recipe = with_recipe(arguments, words)
     from toolkit import preflight
@@ -173,6 +186,13 @@ def inspect(words: list[str]) -> int:
     for found in preflight.trained_tokens(recipe, rows=parsed.rows):
         print(json.dumps(found, ensure_ascii=False))
     return 0
+
+
+def count(word: str) -> int:
+    """A number of things, from 0."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {word!r}")
+    return int(word)
 
 
 def init(words: list[str]) -> int:

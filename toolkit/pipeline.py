@@ -56,10 +56,25 @@ def evaluate(*, overwrite: bool = False, **keys: Any) -> StageResult:
 
 def run_stage(stage: str, *, overwrite: bool = False, **keys: Any) -> StageResult:
     """Run one stage from keywords."""
-    objects = {key: keys.pop(key) for key in OBJECTS if keys.get(key) is not None}
-    recipe = recipe_from_keywords(stage, given=objects, **keys)
+    objects, recipe = given_to(stage, keys)
     result = run_recipe(recipe, overwrite=overwrite, objects=objects)
     return result.stages[recipe.stages[0].name]
+
+
+def given_to(stage: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
+    """What Python gave to a stage: objects by name, and a recipe of the rest.
+
+    Raises:
+        RecipeError: if `callbacks` is no list.
+    """
+    keys = dict(keys)
+    if isinstance(keys.get("model"), str | Path):  # TRL's word for model_name_or_path
+        keys["model_name_or_path"] = str(keys.pop("model"))
+    objects = {key: keys.pop(key) for key in OBJECTS if keys.get(key) is not None}
+    if not isinstance(objects.get("callbacks", []), list | tuple):
+        found = type(objects["callbacks"]).__name__
+        raise RecipeError(f"callbacks: expected a list, found {found}; write callbacks=[…]")
+    return objects, recipe_from_keywords(stage, given=objects, **keys)
 
 
 def build(stage: str, **keys: Any) -> Any:
@@ -73,8 +88,7 @@ def build(stage: str, **keys: Any) -> Any:
     Raises:
         RecipeError: if the stage trains nothing.
     """
-    objects = {key: keys.pop(key) for key in OBJECTS if keys.get(key) is not None}
-    recipe = recipe_from_keywords(stage, given=objects, **keys)
+    objects, recipe = given_to(stage, keys)
     module = stage_module(stage)
     if not hasattr(module, "build"):
         raise RecipeError(f"stage {stage!r} trains nothing, so there is no trainer to build")
@@ -234,6 +248,7 @@ def write_manifest(
         "name": stage.name,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "recipe": stage.resolved(),
+        "seed": stage["seed"],
         "inputs": given,
         "outputs": manifest.outputs_of(folder),
         "metrics": result.metrics,

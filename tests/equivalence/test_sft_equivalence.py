@@ -1,7 +1,10 @@
 """One training, many ways to compute it: each must give the same losses and the same adapter."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import toolkit
 from tests import tiny
@@ -124,20 +127,73 @@ def test_no_token_attends_into_another_row(attention, tiny_base, tmp_path):
     assert torch.equal(before[starts[1] :], after[starts[1] :])
 
 
-def test_two_processes_are_one(canonical, tiny_base, tmp_path):
-    from safetensors.torch import load_file
+WORDS = {
+    "lora_r": 4, "lora_dropout": 0.0, "learning_rate": 1e-3, "lr_scheduler_type": "constant",
+    "global_batch_size": 8, "logging_steps": 1, "save_strategy": "no", "seed": 3,
+}  # fmt: skip
 
+
+def on_two_processes(base, directory, **keys):
+    """What two processes print, the adapter that they leave, and its metrics."""
+    words = WORDS | {"model_name_or_path": base, "output_dir": directory} | keys
+    printed = two_processes("sft", *(w for k, v in words.items() for w in (f"--{k}", v)))
+    manifest = json.loads((directory / "stage.json").read_text())
+    return printed, load_file(directory / "adapter_model.safetensors"), manifest["metrics"]
+
+
+def test_two_processes_are_one(canonical, tiny_base, tmp_path):
     rows = tiny.save_rows(tmp_path / "rows.jsonl", tiny.ROWS)
-    words = {
-        "model_name_or_path": tiny_base, "dataset_name": rows, "output_dir": tmp_path / "out",
-        "lora_r": 4, "lora_dropout": 0.0, "learning_rate": 1e-3, "lr_scheduler_type": "constant",
-        "max_steps": STEPS, "global_batch_size": 8, "logging_steps": 1, "save_strategy": "no",
-        "seed": 3,
-    }  # fmt: skip
-    flags = [word for key, value in words.items() for word in (f"--{key}", value)]
-    printed = two_processes("sft", *flags)
+    printed, saved, _ = on_two_processes(
+        tiny_base, tmp_path / "out", dataset_name=rows, max_steps=STEPS
+    )
     assert printed.count("━━ sft") == 1, "only the first process may print"
-    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     for name, value in canonical[1].items():
         key = name.replace(".default", "")
         assert_close(saved[key], value, tolerance=1e-5, name=key)
+
+
+@pytest.mark.parametrize("keys", [{}, {"packing": True, "max_length": 256}], ids=str)
+def test_two_processes_are_one_where_rows_do_not_divide(keys, tiny_base, tmp_path):
+    """21 rows in batches of 8, held out 5: nothing is trained twice, nothing counted twice."""
+    rows = tiny.save_rows(tmp_path / "rows.jsonl", tiny.ROWS[:21])
+    held_out = tiny.save_rows(tmp_path / "held_out.jsonl", tiny.ROWS[19:])
+    keys = keys | {"num_train_epochs": 2, "per_device_eval_batch_size": 2}
+    one = toolkit.sft(
+        model_name_or_path=str(tiny_base), dataset_name=str(rows), output_dir=str(tmp_path / "one"),
+        eval_dataset=tiny.ROWS[19:], **WORDS, **keys,
+    )  # fmt: skip
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rows.rename(folder / "train.jsonl")
+    held_out.rename(folder / "test.jsonl")
+    _, saved, metrics = on_two_processes(
+        tiny_base, tmp_path / "two", dataset_name=folder, eval_strategy="epoch", **keys
+    )
+    expected = load_file(one.output_dir / "adapter_model.safetensors")
+    for key, value in expected.items():
+        assert_close(saved[key], value, tolerance=1e-5, name=key)
+    assert metrics["steps"] == one.metrics["steps"]
+    for key in ("loss", "train_loss", "eval_loss"):
+        assert_close([metrics[key]], [one.metrics[key]], tolerance=1e-5, name=key)
+
+
+@pytest.mark.parametrize("keys", [{}, {"packing": True, "max_length": 256}, {"padding_free": True}])
+def test_the_held_out_loss_is_the_mean_over_tokens(keys, tiny_base, tmp_path):
+    """TRL's own is a mean of the means of batches, 6.25 to 6.30 here, by the batch size alone."""
+    found = []
+    for size in (1, 2, 6):
+        trainer = trainer_of(
+            tiny_base, tmp_path / str(size), eval_dataset=tiny.ROWS[:9],
+            per_device_eval_batch_size=size, **keys,
+        )  # fmt: skip
+        found.append(trainer.evaluate()["eval_loss"])
+    assert_close(found[:1] * 2, found[1:], tolerance=1e-5)
+    summed, tokens = 0.0, 0
+    alone = trainer_of(tiny_base, tmp_path / "alone", eval_dataset=tiny.ROWS[:9])
+    for row in alone.eval_dataset:
+        labels = torch.tensor(row["labels"][1:])
+        with torch.no_grad():
+            logits = alone.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        summed += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        tokens += int((labels != -100).sum())
+    assert_close([found[0]], [summed / tokens], tolerance=1e-5)

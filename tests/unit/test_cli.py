@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from tests import tiny
 from toolkit import cli
@@ -183,6 +184,48 @@ def test_an_output_folder_that_cannot_be_made(recipe, chats, capsys):
 def test_debug_adds_the_traceback(capsys):
     assert cli.main(["run", "nothing.yaml", "--debug"]) == 3
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_debug_with_a_value_is_transformers_key(recipe):
+    words = ["check", "--keys", recipe()]
+    assert cli.main([*words, "--debug", "underflow_overflow"]) == 0
+    assert cli.asks_for_traceback([*words, "--debug"]) == (True, words)
+    assert cli.asks_for_traceback([*words, "--debug", "x"]) == (False, [*words, "--debug", "x"])
+
+
+@pytest.mark.parametrize("rows", ["-1", "x"])
+def test_inspect_counts_from_nought(rows, recipe, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", recipe(), f"--rows={rows}"])
+    assert "expected a whole number from 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "code", "said"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, 5, "min_lr"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, 5, "foo"),
+        ({"model_init_kwargs": {"foo": 1}}, 3, "foo"),
+        ({"attn_implementation": "nope"}, 3, "nope"),
+        ({"pad_token": "<|im_end|>"}, 3, "pad_token: '<|im_end|>' is the stop token"),
+        ({"pad_token": "nope"}, 3, "pad_token: 'nope' is not in the tokenizer's vocabulary"),
+    ],
+    ids=str,
+)
+def test_what_upstream_refuses_is_one_line(keys, code, said, recipe, capsys):
+    assert said in fails(capsys, code, "run", recipe(**keys))
+
+
+def test_a_chosen_pad_token_is_the_one_that_is_saved(recipe, tmp_path):
+    assert cli.main(["run", recipe(pad_token="a")]) == 0
+    words = AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert words.pad_token == "a"
+    assert "<|pad|>" not in words.get_vocab()
+
+
+def test_held_out_rows_alone_are_packed(recipe):
+    keys = {"eval_packing": True, "test_split_size": 4, "eval_strategy": "epoch"}
+    assert cli.main(["run", recipe(**keys)]) == 0
 
 
 def test_env_names_versions_and_devices(capsys):

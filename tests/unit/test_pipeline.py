@@ -1,7 +1,6 @@
 """Skip, overwrite, hand over: what a run does with what is already on disk."""
 
 import json
-import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -99,27 +98,7 @@ def test_a_stage_that_fails_is_not_finished(tiny_base, chats, tmp_path, monkeypa
         with pytest.raises(TrainingError):
             sft(tiny_base, chats, tmp_path / "run")
     assert not (tmp_path / "run" / "stage.json").exists()
-    assert sft(tiny_base, chats, tmp_path / "run").manifest["verification"]
-
-
-def test_an_interrupted_stage_resumes_from_a_whole_checkpoint(tiny_base, chats, tmp_path, capsys):
-    keys = {"max_steps": 4, "save_steps": 1, "save_strategy": "steps", "lora_dropout": 0.1}
-    whole = sft(tiny_base, chats, tmp_path / "whole", **keys)
-    run = tmp_path / "run"
-    sft(tiny_base, chats, run, **keys)
-    manifest = json.loads((run / "stage.json").read_text())
-    (run / "started.json").write_text(json.dumps(manifest["inputs"]))
-    (run / "stage.json").unlink()
-    shutil.rmtree(run / "checkpoint-4")
-    (run / "checkpoint-3" / "optimizer.pt").unlink()
-    capsys.readouterr()
-    sft(tiny_base, chats, run, **keys)
-    printed = capsys.readouterr().out
-    assert "checkpoint-3 is incomplete (optimizer.pt is missing): passed over" in printed
-    assert "resuming from" in printed
-    assert "checkpoint-2" in printed
-    one, other = (load_file(path / "adapter_model.safetensors") for path in (whole.output_dir, run))
-    assert all((one[key] == other[key]).all() for key in one)
+    assert sft(tiny_base, chats, tmp_path / "run").metrics["steps"] == 2
 
 
 def test_files_of_others_are_not_touched(tiny_base, chats):
@@ -152,26 +131,6 @@ stages:
     assert result.stages["second"].manifest["inputs"]["from first"].startswith("sha256:")
     again = toolkit.run(recipe, max_steps=2)
     assert again.metrics == result.metrics
-
-
-def test_python_objects_go_where_a_recipe_takes_names(tiny_base, tmp_path):
-    from transformers import AutoModelForCausalLM, TrainerCallback
-
-    steps = []
-
-    class Count(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            steps.append(state.global_step)
-
-    words = tiny.tokenizer()
-    result = toolkit.sft(
-        model=AutoModelForCausalLM.from_pretrained(tiny_base), processing_class=words,
-        train_dataset=tiny.ROWS, eval_dataset=tiny.ROWS[:4], callbacks=[Count()], max_steps=2,
-        output_dir=str(tmp_path / "run"), lora_r=4,
-    )  # fmt: skip
-    assert steps == [1, 2]
-    assert result.manifest["verification"]["verified"] == "resident_base"
-    assert result.metrics["eval_loss"] > 0
 
 
 def test_full_fine_tuning_saves_a_whole_model(tiny_base, chats, tmp_path):

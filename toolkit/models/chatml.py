@@ -143,6 +143,7 @@ def prepare_tokenizer(
     conversational: bool,
     chat_template_path: str | None = None,
     eos_token: str | None = None,
+    pad_token: str | None = None,
 ) -> TokenizerChange:
     """Give the tokenizer the template, the stop token and the pad token that training needs.
 
@@ -151,23 +152,30 @@ def prepare_tokenizer(
         conversational: whether the rows are chats, which need a template.
         chat_template_path: TRL's key: a Jinja file, or where to take a tokenizer's template from.
         eos_token: TRL's key: the token that ends a turn; it must be in the vocabulary.
+        pad_token: TRL's key: the token that fills; likewise, and it must not be the stop token.
 
     Raises:
-        RecipeError: if the stop token is unknown or there is none.
+        RecipeError: if a token is unknown, or there is no stop token, or it would be padding.
     """
     change = TokenizerChange()
     if chat_template_path is not None:
         take_template(tokenizer, chat_template_path, change)
     if conversational and tokenizer.chat_template is None:
         add_chatml(tokenizer, change)
-    if eos_token is not None:
-        if eos_token not in tokenizer.get_vocab():
-            raise RecipeError(f"eos_token: {eos_token!r} is not in the tokenizer's vocabulary")
-        tokenizer.eos_token = eos_token
+    for key, token in (("eos_token", eos_token), ("pad_token", pad_token)):
+        if token is not None:
+            if token not in tokenizer.get_vocab():
+                raise RecipeError(f"{key}: {token!r} is not in the tokenizer's vocabulary")
+            setattr(tokenizer, key, token)
     if tokenizer.eos_token_id is None:
         raise RecipeError(
             "the tokenizer has no stop token, so nothing could teach the model to stop; name one "
             "of its tokens with eos_token"
+        )
+    if pad_token is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise RecipeError(
+            f"pad_token: {pad_token!r} is the stop token, which padding would hide from the loss; "
+            "name another, or leave the key out"
         )
     separate_pad(tokenizer, change)
     return change

@@ -146,8 +146,10 @@ def _key(field: Field, owner: str) -> Key:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like one that is not."""
-    found = difflib.get_close_matches(word[:100], list(known), n=1)
+    """The known word that is most like one that is not; the first that it is the beginning of."""
+    words = list(known)
+    begun = [other for other in words if len(word) > 3 and other.startswith(f"{word}_")]
+    found = begun or difflib.get_close_matches(word[:100], words, n=1)
     return found[0] if found else None
 
 

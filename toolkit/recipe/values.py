@@ -70,7 +70,10 @@ def _hint(key: Key, value: Any) -> str:
     if isinstance(value, float) and "int" in kinds and value.is_integer():
         return f"; write {int(value)}"
     if isinstance(value, int | float) and not isinstance(value, bool) and "str" in kinds:
-        return f"; write '{value}' in quotes"
+        # how a number with a point or an exponent was written is not known any more
+        return (
+            "; write it in quotes" if isinstance(value, float) else f"; write '{value}' in quotes"
+        )
     return ""
 
 

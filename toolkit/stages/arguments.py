@@ -1,5 +1,7 @@
 """TRL's configuration of a stage: the recipe's keys, and what the device here needs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +70,20 @@ def batch_arguments(recipe: StageRecipe) -> dict[str, int]:
     return {"per_device_train_batch_size": each, "gradient_accumulation_steps": accumulation}
 
 
+@contextmanager
+def refusals(recipe: StageRecipe) -> Iterator[None]:
+    """Turn what upstream refuses inside the block into one line that names the stage.
+
+    Raises:
+        RecipeError: with upstream's own words.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(f"stage {recipe.name!r}: {said} (--debug shows where)") from error
+
+
 def build_arguments(
     recipe: StageRecipe, config_class: type[Config], output_dir: Path, **changed: Any
 ) -> Config:
@@ -87,10 +103,8 @@ def build_arguments(
         written | device_arguments(recipe) | batch_arguments(recipe) | changed
     )
     arguments |= {"output_dir": str(output_dir), "disable_tqdm": True}
-    try:
+    with refusals(recipe):
         built = config_class(**arguments)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"stage {recipe.name!r}: {' '.join(str(error).split())}") from error
     if processes() == 1 and built.n_gpu > 1:
         # One process would become nn.DataParallel, which TRL refuses; the launcher uses them all.
         built._n_gpu = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer, TrainerState
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.errors import RecipeError, TrainingError
@@ -59,7 +59,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     """Train, from the newest whole checkpoint if the stage was interrupted.
 
     Raises:
-        TrainingError: if the device has not enough memory.
+        TrainingError: if the device has not enough memory, or a library stops.
         RecipeError: if the checkpoint that the recipe names is not there.
     """
     directory = Path(str(trainer.args.output_dir))
@@ -72,7 +72,11 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             f"resume_from_checkpoint: no folder {asked}; leave the key out, and the newest whole "
             f"checkpoint in {directory} is taken"
         )
-    checkpoint = asked or newest_checkpoint(directory)
+    checkpoint = Path(asked) if asked else newest_checkpoint(directory)
+    if checkpoint and has_ended(trainer, checkpoint):
+        note(f"training had ended: its last checkpoint is taken, {checkpoint}")
+        take_up(trainer, checkpoint)
+        return
     if checkpoint:
         note(f"resuming from {checkpoint}")
     try:
@@ -83,8 +87,58 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             "per_device_train_batch_size (global_batch_size keeps the training the same), "
             "max_length, or load the base in 4-bit with load_in_4bit: true"
         ) from error
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise TrainingError(
+            f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
+            f"{type(error).__name__}: {said} (--debug shows where)"
+        ) from error
     finally:
         progress.stop()
+    if checkpoint:
+        count_all(trainer, state_of(checkpoint).global_step)
+
+
+def state_of(checkpoint: Path) -> TrainerState:
+    """What the Trainer noted in a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def has_ended(trainer: Trainer, checkpoint: Path) -> bool:
+    """Whether a checkpoint is that of the last step; from there, the Trainer would take one more."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return False  # its weights cannot be loaded without training
+    values = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    return state_of(checkpoint).global_step >= values[-1]
+
+
+def take_up(trainer: Trainer, checkpoint: Path) -> None:
+    """Load what training ended with; transformers 5.23 has no public name for it."""
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = state_of(checkpoint)
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
+    trainer.state.log_history.append({})
+    count_all(trainer, trainer.state.global_step)
+
+
+def count_all(trainer: Trainer, resumed_at: int) -> None:
+    """Correct the summary of a resumed run, in which transformers counts what came after alone.
+
+    The steps before are known from what was logged. TRL's `num_tokens` is not, and left out.
+    """
+    history, done = trainer.state.log_history, 0
+    before = 0.0
+    for entry in history:
+        if "loss" in entry and entry["step"] <= resumed_at:
+            before += entry["loss"] * (entry["step"] - done)
+            done = entry["step"]
+    after = trainer.state.global_step - resumed_at
+    if done + after:
+        since = history[-1].get("train_loss", 0.0) * after
+        history[-1]["train_loss"] = (before + since) / (done + after)
+    for entry in history:
+        entry.pop("num_tokens", None)
 
 
 def save(trainer: Trainer) -> Saved:

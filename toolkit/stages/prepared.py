@@ -1,5 +1,6 @@
 """What a stage trains on: the rows, the tokenizer they need, and their sequences."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ def prepare(
 ) -> Prepared:
     """Read the rows, and turn them into `input_ids` and `labels`; arguments as of the stage."""
     rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
-    tokenizer = processing_class or load_tokenizer(
+    # the user's own stays as it is
+    tokenizer = copy.deepcopy(processing_class) or load_tokenizer(
         parent or recipe["model_name_or_path"], **({} if parent else remote_code(recipe))
     )
     change = chatml.prepare_tokenizer(
@@ -71,6 +73,7 @@ def prepare(
         conversational=rows.conversational,
         chat_template_path=recipe["chat_template_path"],
         eos_token=recipe["eos_token"],
+        pad_token=recipe["pad_token"],
     )
     if rows.conversational:
         template = describe_template(tokenizer)

@@ -12,9 +12,11 @@ from toolkit.artifacts.manifest import StageResult
 from toolkit.models import adapters, chatml
 from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
-from toolkit.stages.arguments import build_arguments
+from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.finish import prove, save, train
+from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.prepared import Examples, Prepared, check_length, prepare, starting_point, tell
+from toolkit.stages.sft_trainer import TokenExactSFTTrainer
 
 
 def run(
@@ -28,14 +30,19 @@ def run(
         earlier: folders of finished stages, by name, for `start_from`.
         **objects: what Python gave in place of a name; see `assemble`.
     """
-    trainer, data = assemble(recipe, output_dir=output_dir, earlier=earlier, **objects)
-    train(trainer, recipe)
-    saved = save(trainer)
-    if "model" in objects:
-        result = prove(saved, reload=None, resident=trainer.model)
-    else:
-        del trainer  # one base in memory at a time
-        result = prove(saved, reload=base_arguments(recipe))
+    with lent(objects.get("model")) as loan:
+        trainer, data = assemble(recipe, output_dir=output_dir, earlier=earlier, **objects)
+        if "model" in objects:
+            loan.trained = trainer.model
+        train(trainer, recipe)
+        saved = save(trainer)
+        if "model" not in objects:
+            del trainer  # one base in memory at a time
+            result = prove(saved, reload=base_arguments(recipe))
+        elif isinstance(trainer.model, PeftModel):
+            result = prove(saved, reload=None, resident=trainer.model)
+        else:
+            result = prove(saved, reload={"dtype": "auto"})
     result.manifest |= data.origin(recipe)
     return result
 
@@ -73,13 +80,17 @@ def assemble(
         DataError: if a row is wrong or none is left to train on.
         HubError: if the Hub does not give the base or the data.
     """
+    if model is not None:
+        check_base(model)
     set_seed(recipe["seed"])  # the Trainer sets it too, but after the adapter's weights are drawn
     parent = starting_point(recipe, earlier)
     if parent is not None:
         adapters.check_continued(recipe, parent)
+    processing_class = processing_class or tokenizer_beside(model, parent)
     data = prepare(recipe, parent, processing_class, train_dataset, eval_dataset)
     args = sft_config(recipe, output_dir)
-    base = model if model is not None else load_base(recipe)
+    with refusals(recipe):
+        base = model if model is not None else load_base(recipe)
     check_length(recipe, data, base)
     chatml.fit_embeddings(base, data.tokenizer, data.change)
     trained: PreTrainedModel | PeftModel = base
@@ -88,14 +99,15 @@ def assemble(
     elif recipe["use_peft"]:
         trained = adapters.attach(base, recipe, data.change)
     tell(data, trained)
-    trainer = SFTTrainer(
-        trained,
-        args,
-        train_dataset=data.sequences["train"].dataset,
-        eval_dataset=data.sequences["eval"].dataset if "eval" in data.sequences else None,
-        processing_class=data.tokenizer,
-        callbacks=list(callbacks),
-    )
+    with refusals(recipe):
+        trainer = TokenExactSFTTrainer(
+            trained,
+            args,
+            train_dataset=data.sequences["train"].dataset,
+            eval_dataset=data.sequences["eval"].dataset if "eval" in data.sequences else None,
+            processing_class=data.tokenizer,
+            callbacks=list(callbacks),
+        )
     return trainer, data
 
 
@@ -106,9 +118,10 @@ def sft_config(recipe: StageRecipe, output_dir: Path) -> SFTConfig:
         "completion_only_loss": None,
         "chat_template_path": None,
         "eos_token": None,
+        "pad_token": None,
         "model_init_kwargs": None,
         "trust_remote_code": False,
     }
-    if not recipe["packing"]:
+    if not (recipe["packing"] or recipe["eval_packing"]):
         changed["max_length"] = None  # cut and counted before; TRL would map every row again
     return build_arguments(recipe, SFTConfig, output_dir, **changed)

@@ -87,6 +87,7 @@ class ProgressLine(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.started, self.first_step, self.printed = time.monotonic(), state.global_step, 0
+        self.forget(state.global_step)
         if not sys.stdout.isatty():
             return
         self.progress = Progress(
@@ -102,6 +103,13 @@ class ProgressLine(TrainerCallback):
         self.task = self.progress.add_task(
             "", total=state.max_steps, completed=state.global_step, values=""
         )
+
+    def forget(self, step: int) -> None:
+        """Drop what was logged after a step, from which training starts or goes on."""
+        if self.log_path.is_file():
+            lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self.log_path.write_text("".join(kept) if step else "", encoding="utf-8")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
