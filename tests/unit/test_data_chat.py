@@ -1,5 +1,7 @@
 """The response mask on templates small enough to read, and on text without a template."""
 
+import re
+
 import pytest
 from test_data_chat_oracle import TEMPLATES, byte_level, runs, verify, with_special_tokens
 from transformers import AutoTokenizer
@@ -11,6 +13,7 @@ from toolkit.data.chat import (
     training_sequences,
 )
 from toolkit.errors import DataError
+from toolkit.models import chatml as chatml_of_ours
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -140,6 +143,98 @@ def test_dropped_content_and_dropped_tool_calls_are_refused():
     talk = [TALK[0], {"role": "assistant", "content": "<|channel>gone<channel|>"}]
     with pytest.raises(DataError, match="drops the assistant's content"):
         training_sequences(tokenizer, talk)
+
+
+OURS = chatml_of_ours.CHATML.replace("{BOS}", "")
+THOUGHT = {"role": "assistant", "content": "Four.", "reasoning_content": "2+2 is 4"}
+MIDDLE = {"role": "assistant", "content": "Part one. <think>why</think> Part two."}
+TWO_BLOCKS = {
+    "role": "assistant",
+    "content": [{"type": "text", "text": "First."}, {"type": "text", "text": " Second."}],
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "message", "reason"),
+    [
+        (
+            "ours",
+            THOUGHT,
+            r"drops the assistant's reasoning \(`reasoning_content`\), so it would not",
+        ),
+        ("ours", {**THOUGHT, "content": "2+2 is 4, so four."}, "drops the assistant's reasoning"),
+        ("qwen2_5", {**THOUGHT, "reasoning": "because"}, r"reasoning \(`reasoning_content`\)"),
+        ("qwen3", {**THOUGHT, "thinking": "because"}, r"reasoning \(`thinking`\)"),
+        ("qwen3", MIDDLE, r"content near 'Part one\. <think>why.*put reasoning at the start"),
+        ("qwen3", {**MIDDLE, "content": f"<think>a</think>{MIDDLE['content']}"}, "content near"),
+        ("glm4moe", MIDDLE, "content near"),
+        ("qwen3_5_think", MIDDLE, "content near"),
+        ("llava_next", TWO_BLOCKS, r"content near ' Second\.'"),
+        ("llava_next", {**TWO_BLOCKS, "content": TWO_BLOCKS["content"][:1] * 2}, "content near"),
+    ],
+)
+def test_words_of_the_assistant_that_a_template_drops_are_refused(template, message, reason):
+    tokenizer = chatml(OURS) if template == "ours" else with_special_tokens(template)
+    with pytest.raises(
+        DataError, match=f"message 1: .*{reason}.*or set `chat_template_path`"
+    ) as error:
+        training_sequences(tokenizer, [TALK[0], message])
+    assert "\n" not in str(error.value)
+
+
+def test_words_that_a_template_only_writes_otherwise_are_kept():
+    for name, content, text in (
+        ("qwen3", "<think>why</think> Part two.", "<think>\nwhy\n</think>\n\n Part two.<|im_end|>"),
+        ("qwen3", "<think></think>", "<think>\n\n</think>\n\n<|im_end|>"),
+        ("qwen3_5_think", "<think>why</think>Hello", "why\n</think>\n\nHello<|im_end|>"),
+        ("glm4moe", "<think>\nwhy\n</think>\n\nHello", "\n<think>why</think>\nHello<|user|>"),
+    ):
+        tokenizer = with_special_tokens(name)
+        talk = [TALK[0], {"role": "assistant", "content": content}]
+        assert trained(tokenizer, training_sequences(tokenizer, talk)) == [text]
+    tokenizer = chatml(
+        CHATML.replace("assistant\n{% endif", "assistant\nSure,{% endif")
+    )  # what the prompt writes of every answer
+    talk = [TALK[0], {"role": "assistant", "content": "Sure, here."}]
+    assert trained(tokenizer, training_sequences(tokenizer, talk)) == [" here.<|im_end|>"]
+
+
+def test_reasoning_that_two_fields_repeat_is_kept():
+    tokenizer = with_special_tokens("qwen3")
+    message = {**THOUGHT, "thinking": "2+2 is 4\n", "reasoning": " 2+2 is 4"}
+    (text,) = trained(tokenizer, training_sequences(tokenizer, [TALK[0], message]))
+    assert text == "<think>\n2+2 is 4\n</think>\n\nFour.<|im_end|>"
+
+
+def test_only_what_is_trained_must_be_shown():
+    (sequence,) = completion_sequences(chatml(OURS), [TALK[0], THOUGHT, TALK[2]], TALK[3:])
+    assert trained(chatml(OURS), [sequence]) == ["Hello<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "line", "words"),
+    [
+        ("a\n\n{{ messages[0].content }\n", 3, "unexpected '}'"),
+        ("a\n{{ raise_exception('no!') }}", 2, "no!"),
+        ("a\n\n\n{{ messages[0].nothing.more }}", 4, "has no attribute 'nothing'"),
+    ],
+)
+def test_a_broken_template_is_named_with_its_line(template, line, words):
+    tokenizer = chatml(template)
+    for origin, name in (("chat_template_path my.jinja", ""), (None, "some/base"), (None, "")):
+        tokenizer.chat_template_origin = origin
+        tokenizer.name_or_path = name
+        place = origin or (f"of the tokenizer {name}" if name else "the tokenizer's own")
+        expected = rf"{re.escape(words)}.* \({place}, line {line}\): .* the template, or set"
+        with pytest.raises(DataError, match=expected) as error:
+            describe_template(tokenizer)
+        assert "\n" not in str(error.value)
+
+
+def test_a_template_that_shows_nothing_names_the_remedy():
+    tokenizer = chatml("{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}")
+    with pytest.raises(DataError, match=r"neither what the assistant says.*`chat_template_path`"):
+        training_sequences(tokenizer, TALK)
 
 
 def test_arguments_that_would_be_quoted_twice_are_parsed():

@@ -125,6 +125,8 @@ def _gptoss_text(said):
     return "<|start|>assistant", (analysis if thought is not None else "") + final
 
 
+REASONING = ("reasoning_content", "thinking", "reasoning")
+WORD = re.compile(r"<[^<>\s]+>|[^<\s]+|<")
 OWN_TEXTS = {"gptoss": _gptoss_text, "gptoss_training": _gptoss_text}
 
 
@@ -235,6 +237,7 @@ def _check_answer(tokenizer, name, messages, i, prompt, finished, tokens, start,
     stop = min((s for s in stops if s in rest), key=rest.find, default=None)
     _expect(stop is not None, "a stop", rest)
     answer = rest[: rest.find(stop) + len(stop)]
+    _check_every_word(messages[i], prompt, answer)
     _expect(not rest[len(answer) :].strip() or "phi3" in name, "after the stop", rest)
     got = tokens[start:end]
     natural = list(tokenizer(prompt + answer, add_special_tokens=False).input_ids)
@@ -244,6 +247,21 @@ def _check_answer(tokenizer, name, messages, i, prompt, finished, tokens, start,
         decoded = _decode(tokenizer, tokens[:end])
         _expect(decoded == _decode(tokenizer, tokens[:start]) + answer, "the answer", decoded)
     return prompt + answer
+
+
+def _check_every_word(message, prompt, answer):
+    """Nothing that the row has the assistant say is missing; words are parted by space and by tags."""
+    content = message.get("content") or ""
+    blocks = [content] if isinstance(content, str) else [block["text"] for block in content]
+    said = "".join(blocks)
+    given = max((n for n in range(64) if prompt.rstrip().endswith(said.strip()[:n])), default=0)
+    blocks = [said.strip()[given:]] if len(blocks) == 1 else blocks
+    for texts in (blocks, *([message.get(field) or ""] for field in REASONING)):
+        at = 0
+        for word in (word for text in texts for word in re.findall(WORD, text)):
+            found = answer.find(word, at)
+            _expect(found >= 0, "a word of the assistant", word, answer)
+            at = found + len(word)
 
 
 def _check_whole(tokenizer, messages, turns, sequence, text, ids):

@@ -167,7 +167,8 @@ def test_few_conversations_are_refused():
     for name in TEMPLATES:
         tokenizer = tokenizer_of("special tokens", name)
         count.update(outcome(tokenizer, name, m) for m in (PLAIN | OTHERS).values())
-    assert count["refused"] / count.total() < 0.25, count
+    # Of the refused, half have reasoning that the template never shows.
+    assert count["refused"] / count.total() < 0.27, count
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -190,12 +191,46 @@ def test_which_tool_conversations_are_refused():
         *(f"{n}_training" for n in ("qwen3", "gptoss")),
     ]:
         tokenizer = tokenizer_of("special tokens", name)
-        for label in ("call", "call with reasoning", "arguments as JSON", "ends with a call"):
+        for label in ("call", "arguments as JSON", "ends with a call"):
             assert outcome(tokenizer, name, TOOL_USE[label], TOOLS) != "refused", (name, label)
+        became = outcome(tokenizer, name, TOOL_USE["call with reasoning"], TOOLS)
+        silent = ("qwen2_5", "llama3_1", "lfm2_v2", "gemma4_v2")  # show no reasoning
+        assert (became == "refused") == (name in silent), name
     for name in ("lfm2", "phi3", "qwen2_5_vl"):  # drop tool calls: nothing could be learnt of them
         for label in ("call", "call with text", "ends with a call"):
             tokenizer = tokenizer_of("special tokens", name)
             assert outcome(tokenizer, name, TOOL_USE[label], TOOLS) == "refused", (name, label)
+
+
+SHOW_REASONING = (
+    *(
+        "diffusion_gemma",
+        "gemma4_v5",
+        "glm4moe",
+        "gptoss",
+        "lfm2_2_5",
+        "muse_glimmer",
+        "nemotron_3",
+    ),
+    *("qwen3_5_think", "qwen3_6", "qwen3_8"),
+)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_reasoning_is_trained_or_refused(name):
+    tokenizer = tokenizer_of("special tokens", name)
+    shown = name.startswith(SHOW_REASONING) or name in ("qwen3", "qwen3_training")
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        row = [user("2+2?"), answer("Four.", **{field: "2+2 is 4"}), user("x"), answer("y")]
+        if not shown:
+            with pytest.raises(DataError, match=r"message 1: .*think"):
+                training_sequences(tokenizer, row)
+            continue
+        row = [*row[:3], answer("y", **{field: "hmm"})]  # some refuse an answer without reasoning
+        sequences = training_sequences(tokenizer, row)
+        trained = [i for one in sequences for i in one["labels"] if i != -100]
+        text = tokenizer.decode(trained)
+        assert all(text.count(words) == 1 for words in ("2+2 is 4", "Four.", "hmm")), text
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

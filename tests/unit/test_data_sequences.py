@@ -171,6 +171,79 @@ def test_a_mixture_is_accounted_for_by_data_set(words: PreTrainedTokenizerFast):
     assert tokenize(standard(*ROWS), words, format="messages", max_length=30).by_dataset == {}
 
 
+def test_keep_end_cuts_the_beginning_off(words: PreTrainedTokenizerFast):
+    rows = [
+        {"messages": turn(20, 2)},  # 43 tokens, 3 trained at 39..41: the question is cut
+        {"messages": turn(2, 40)},  # 63, 41 trained at 21..61: the answer begins before the cut
+        {"messages": [*turn(2, 2), *turn(40, 1)[:1]]},  # 73: what follows fills max_length: lost
+        {"messages": turn(2, 2)},  # 25: whole
+    ]
+    options = {"format": "messages", "max_length": 30}
+    found = tokenize(standard(*rows), words, truncation_mode="keep_end", **options)
+    assert [len(ids) for ids in found.dataset["input_ids"]] == [30, 30, 25]
+    whole = tokenize(standard(*rows), words, format="messages", max_length=None).dataset
+    for row in found.dataset:
+        (full,) = [one for one in whole if one["row"] == row["row"]]
+        for name in ("input_ids", "labels"):
+            assert row[name] == full[name][-30:]
+    report = found.report
+    assert (report.rows_cut, report.rows_overlong, report.rows_stop_lost) == (3, 1, 0)
+    assert (report.rows_start_lost, report.trained_tokens) == (1, 3 + 29 + 3)
+    assert (
+        "3 rows (rows 1, 2, 3) cut to the last 30 (max_length); 1 loses its first trained tokens"
+        in report.lines()
+    )
+    start = tokenize(standard(*rows), words, **options)
+    assert start.dataset["row"][:] == [2, 3, 4]
+    with pytest.raises(DataError, match=r"row 1, is number 2 from the end; raise max_length"):
+        tokenize(
+            standard(rows[0]), words, format="messages", max_length=1, truncation_mode="keep_end"
+        )
+
+
+def test_what_the_template_leaves_out_is_told(words: PreTrainedTokenizerFast):
+    words.chat_template = (
+        "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}[{{ m.role }}]"
+        "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    rule = {"role": "developer", "content": "q"}  # the question says it too
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    rows = standard(
+        {"messages": turn(1, 1), "tools": None},
+        {"messages": [rule, *turn(1, 1)], "tools": None},
+        {"messages": [{"role": "system", "content": "s"}, rule, *turn(1, 1)], "tools": [tool]},
+    )
+    report = tokenize(rows, words, format="messages", max_length=None).report
+    assert (report.rows_left_out, report.sequences) == (2, 3)
+    assert set(report.left_out) == {"developer messages", "system messages", "the tools"}
+    assert any(
+        line.startswith("2 rows (rows 2, 3) with what the chat template leaves out (")
+        and "chat_template_path" in line
+        for line in report.lines()
+    )
+    chat = standard({"prompt": [rule, *turn(1, 1)[:1]], "completion": turn(1, 1)[1:]})
+    report = tokenize(chat, words, format="prompt_completion", max_length=None).report
+    assert report.left_out == ["developer messages"]
+    words.chat_template = words.chat_template.replace("'user',", "'user', 'developer', 'system',")
+    report = tokenize(rows, words, format="messages", max_length=None).report
+    assert report.left_out == ["the tools"]
+
+
+def test_what_is_left_out_where_every_token_is_trained(words: PreTrainedTokenizerFast):
+    thought = [*turn(1, 1)[:1], {**turn(1, 1)[1], "reasoning_content": "why"}]
+    options = {"format": "messages", "max_length": None, "assistant_only_loss": False}
+    rows = standard({"messages": turn(1, 1)}, {"messages": thought})
+    report = tokenize(rows, words, **options).report
+    assert (report.rows_left_out, report.sequences) == (1, 2)
+    assert report.left_out == ["the assistant's reasoning (`reasoning_content`)"]
+    words.chat_template = SPLITTING  # shows less of an earlier turn than of the last
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "why | yes"}]
+    report = tokenize(standard({"messages": said * 2}), words, **options).report
+    assert report.left_out == ["the assistant's content"]
+    assert tokenize(standard({"messages": said}), words, **options).report.left_out == []
+
+
 def test_nothing_left_to_train_is_an_error(words: PreTrainedTokenizerFast):
     with pytest.raises(
         DataError, match=r"max_length 20: .* of rows, row 1, is number 22; raise max"

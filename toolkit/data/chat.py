@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.chat_kept import left_out
 from toolkit.data.chat_tokens import IGNORED, Encoder
 from toolkit.data.chat_turns import Turn, prefill_of, turn_at
 from toolkit.data.template_render import MARKERS, USER_TEXT, Ending, Message, Template
@@ -41,6 +42,33 @@ class TemplateReport:
     reason: str
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A conversation as the template reads it.
+
+    Args:
+        sequences: as `training_sequences` gives them.
+        template: what rendered it.
+        conversation: in the form that the template can read.
+        tools: as given.
+        whole: all of it, rendered.
+    """
+
+    sequences: list[dict[str, list[int]]]
+    template: Template
+    conversation: list[Message]
+    tools: Any
+    whole: str
+
+    def left_out(self, *, answers: bool = False) -> list[str]:
+        """What the template leaves out of what others than the assistant say, in words.
+
+        Args:
+            answers: whether to look at the assistant's turns too, which are refused where trained.
+        """
+        return left_out(self.template, self.conversation, self.tools, self.whole, answers=answers)
+
+
 def training_sequences(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
@@ -61,7 +89,7 @@ def training_sequences(
     Raises:
         DataError: if the mask cannot be exact for a turn, with the reason.
     """
-    return _sequences(tokenizer, messages, tools, first=0)
+    return read_conversation(tokenizer, messages, tools).sequences
 
 
 def completion_sequences(
@@ -90,7 +118,7 @@ def completion_sequences(
         return [_plain_completion(tokenizer, prompt, completion)]
     if isinstance(prompt, str) or isinstance(completion, str):
         raise DataError("prompt and completion must both be text or both be lists of messages")
-    return _sequences(tokenizer, [*prompt, *completion], tools, first=len(prompt))
+    return read_conversation(tokenizer, [*prompt, *completion], tools, len(prompt)).sequences
 
 
 def text_sequence(tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, list[int]]:
@@ -182,12 +210,17 @@ def _state(tokenizer: PreTrainedTokenizerBase, tools: Any) -> tuple[Template, En
     return _STATES[key]
 
 
-def _sequences(
+def read_conversation(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
     tools: Any,
-    first: int,
-) -> list[dict[str, list[int]]]:
+    first: int = 0,
+) -> Reading:
+    """A conversation with its sequences, of which the assistant's turns from `first` on are trained.
+
+    Raises:
+        DataError: if the mask cannot be exact for one of them, with the reason.
+    """
     if not messages:
         raise DataError("the conversation is empty")
     template, encoder = _state(tokenizer, tools)
@@ -204,15 +237,18 @@ def _sequences(
     finished = template.render([conversation[:end] for end in ends], tools)
     whole = finished[-1]
     if not at:
-        return [encoder.labelled(whole, []) or {}]
+        sequences = [encoder.labelled(whole, []) or {}]
+        return Reading(sequences, template, conversation, tools, whole)
     prompts = template.render([conversation[:i] for i in at], tools, prompt=True)
     turns = [
         turn_at(template, conversation, i, tools, prompt, text)
         for i, prompt, text in zip(at, prompts, finished, strict=False)
     ]
+    text = whole
     if ends[-1] == at[-1] + 1 and "".join(turns[-1]).startswith(whole):
-        whole = "".join(turns[-1])  # with the stop that only a next message would have brought
-    return _joint(encoder, whole, turns) or [_alone(encoder, turn) for turn in turns]
+        text = "".join(turns[-1])  # with the stop that only a next message would have brought
+    sequences = _joint(encoder, text, turns) or [_alone(encoder, turn) for turn in turns]
+    return Reading(sequences, template, conversation, tools, whole)
 
 
 def _joint(encoder: Encoder, whole: str, turns: list[Turn]) -> list[dict[str, list[int]]] | None:

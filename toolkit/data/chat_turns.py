@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from toolkit.data.chat_kept import check_kept
 from toolkit.data.template_render import MARKERS, Ending, Message, Template, marked_message, text_of
 from toolkit.errors import DataError
 
@@ -45,7 +46,10 @@ def turn_at(
                 f"message {i}: the assistant's text contains {stop!r}, which ends a turn:"
                 " remove it from the row"
             )
-    _check_kept(template, conversation[: i + 1], tools, finished, body)
+    turn = conversation[: i + 1]
+    check_kept(
+        template, turn, tools, prompt=opened, finished=finished, body=prompt[len(opened) :] + body
+    )
     return Turn(prompt, body + ending.stop, ending.trailer)
 
 
@@ -118,29 +122,3 @@ def _unknown(i: int, prompt: str) -> DataError:
         " thinking, begin the content with the same words or give `reasoning_content`; where it"
         " closes thinking, remove the reasoning; or change the chat template's generation prompt"
     )
-
-
-def _check_kept(
-    template: Template, conversation: list[Message], tools: Any, finished: str, body: str
-) -> None:
-    """Refuses a turn of which the template drops the content or a tool call entirely."""
-    *context, message = conversation
-    calls = message.get("tool_calls") or []
-    content = text_of(message).strip()
-    less = []
-    if content and (calls or content not in body):
-        less.append(("content", {**message, "content": ""}))
-    for index in range(len(calls)):
-        others = [*calls[:index], *calls[index + 1 :]]
-        without = {k: v for k, v in message.items() if k != "tool_calls"}
-        without.setdefault("content", "")
-        less.append(("tool call", {**without, "tool_calls": others} if others else without))
-    for what, lesser in less:
-        try:
-            (text,) = template.render([[*context, lesser]], tools)
-        except DataError:
-            continue  # the template needs it, so it reads it
-        if text == finished:
-            raise DataError(
-                f"message {len(context)}: the chat template drops the assistant's {what}"
-            )

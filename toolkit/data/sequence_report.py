@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 NAMED_ROWS = 5  # how many rows a report names
+KEEP_START, KEEP_END = "keep_start", "keep_end"  # TRL's values of truncation_mode
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class SequenceReport:
         turns_lost: sequences of other rows whose trained tokens were all cut off.
         rows_single: rows of which one token only is trained.
         named: the first rows of each such count, by its name.
+        truncation_mode: which part of a sequence over `max_length` was kept, "keep_start" or "keep_end".
+        rows_start_lost: rows that are trained without their first trained token.
+        rows_left_out: rows of which the chat template leaves something out.
+        left_out: what that is, such as "developer messages".
     """
 
     mode: str
@@ -45,6 +50,10 @@ class SequenceReport:
     turns_lost: int
     rows_single: int
     named: Mapping[str, list[str]] = field(default_factory=dict)
+    truncation_mode: str = KEEP_START
+    rows_start_lost: int = 0
+    rows_left_out: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def rows_lost(self) -> int:
@@ -58,17 +67,26 @@ class SequenceReport:
             f"{self.rows:,} rows → {self.sequences:,} sequences, {readable(self.tokens)} tokens, "
             f"{share:.0%} trained: {self.mode}; the longest has {self.longest:,}"
         ]
-        verb = "loses its" if self.rows_stop_lost == 1 else "lose their"
-        stops = f"; {self.rows_stop_lost:,} {verb} stop token" if self.rows_stop_lost else ""
+        is_end = self.truncation_mode == KEEP_END
+        cut, lost = f"cut at max_length {self.max_length}", "stop token"
+        if is_end:
+            cut, lost = f"cut to the last {self.max_length} (max_length)", "first trained tokens"
+        losing = self.rows_start_lost if is_end else self.rows_stop_lost
+        if losing:
+            cut += f"; {losing:,} {'loses its' if losing == 1 else 'lose their'} {lost}"
         changes = {
             "rows_split": "split, one sequence per assistant turn: the template renders earlier "
             "turns otherwise than when they were generated",
-            "rows_cut": f"cut at max_length {self.max_length}{stops}",
+            "rows_cut": cut,
             "rows_unanswered": "lost, not trained: no assistant turn",
             "rows_overlong": "lost, not trained: no trained token within max_length "
             f"{self.max_length}",
-            "turns_lost": f"lost, not trained: what precedes fills max_length {self.max_length}",
+            "turns_lost": f"lost, not trained: what {'follows' if is_end else 'precedes'} fills "
+            f"max_length {self.max_length}",
             "rows_single": "with one trained token only",
+            "rows_left_out": f"with what the chat template leaves out ({', '.join(self.left_out)}): "
+            "the model never sees it; write it as a role that the template shows, or set "
+            "chat_template_path to a template that shows it",
         }
         lines += [
             f"{self._counted(name)} {what}" for name, what in changes.items() if getattr(self, name)
@@ -89,16 +107,19 @@ def report_of(
     *,
     mode: str,
     max_length: int | None,
+    truncation_mode: str,
 ) -> SequenceReport:
     """The account of some sequences.
 
     Args:
         counts: for every sequence, in order, `at`, its place among all; `part`, its place in its
-            row; `length`, its tokens before the cut; `last_trained`, the index of its last trained
-            token; `trained`, how many tokens are trained before the cut; `kept`, after it.
+            row; `length`, its tokens before the cut; `first_trained` and `last_trained`, the index
+            of its first and its last trained token; `trained`, how many tokens are trained before
+            the cut; `kept`, after it; `left_out`, what the chat template leaves out of its row.
         row_name: what to call the row of the sequence at a place.
         mode: what carries loss.
         max_length: where sequences were cut.
+        truncation_mode: which part of them was kept.
     """
     kept, begins = counts["kept"], np.flatnonzero(counts["part"] == 0)
     limit = np.iinfo(np.int64).max if max_length is None else max_length
@@ -109,20 +130,27 @@ def report_of(
 
     row_kept = per_row(kept)
     row_of = np.cumsum(counts["part"] == 0) - 1
-    is_lost = row_kept == 0
+    is_lost, is_end = row_kept == 0, truncation_mode == KEEP_END
+    stop_cut = (counts["last_trained"] >= limit) & (not is_end)
+    start_cut = (counts["first_trained"] < counts["length"] - length) & is_end
     rows = {
         "rows_split": per_row(np.ones_like(kept)) > 1,
         "rows_cut": per_row(counts["length"] > limit) > 0,
-        "rows_stop_lost": per_row((kept > 0) & (counts["last_trained"] >= limit)) > 0,
+        "rows_stop_lost": per_row((kept > 0) & stop_cut) > 0,
+        "rows_start_lost": per_row((kept > 0) & start_cut) > 0,
         "rows_unanswered": is_lost & (per_row(counts["trained"]) == 0),
         "rows_overlong": is_lost & (per_row(counts["trained"]) > 0),
         "rows_single": row_kept == 1,
+        "rows_left_out": per_row(counts["left_out"] != "") > 0,
     }
     places = {name: counts["at"][begins[mask]] for name, mask in rows.items()}
     places["turns_lost"] = counts["at"][(kept == 0) & ~is_lost[row_of]]
+    missing = [what for text in np.unique(counts["left_out"]) if text for what in text.split(", ")]
     return SequenceReport(
         mode=mode,
         max_length=max_length,
+        truncation_mode=truncation_mode,
+        left_out=list(dict.fromkeys(missing)),
         rows=len(begins),
         sequences=int((kept > 0).sum()),
         tokens=int(length[kept > 0].sum()),

@@ -13,11 +13,12 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.data.chat import completion_sequences, text_sequence, training_sequences
+from toolkit.data.chat import completion_sequences, read_conversation, text_sequence
+from toolkit.data.chat_kept import left_out
 from toolkit.data.chat_tokens import IGNORED, Encoder
 from toolkit.data.columns import PLACE, exact_columns
 from toolkit.data.formats import TOOLS, code_digest
-from toolkit.data.sequence_report import SequenceReport, report_of
+from toolkit.data.sequence_report import KEEP_END, KEEP_START, SequenceReport, report_of
 from toolkit.data.template_render import Template
 from toolkit.errors import DataError
 
@@ -28,6 +29,7 @@ KINDS = {
     "dataset": Value("string"),
     "source": Value("string"),
     "row": Value("int64"),
+    "left_out": Value("string"),
     **{name: Value("int64") for name in COUNTED},
 }
 MODES = {"messages": "the assistant's turns", "prompt_completion": "the completion"}
@@ -56,12 +58,22 @@ class Options(NamedTuple):
         whole: whether every token of a conversation or a prompt is trained too.
         max_length: where sequences are cut.
         text_field: the column of text.
+        truncation_mode: "keep_start" or "keep_end".
     """
 
     format: str
     whole: bool
     max_length: int | None
     text_field: str
+    truncation_mode: str
+
+    def window(self, length: int) -> tuple[int, int]:
+        """The first index that is kept of a sequence of so many tokens, and the one after the last."""
+        if self.max_length is None or length <= self.max_length:
+            return 0, length
+        if self.truncation_mode == KEEP_END:
+            return length - self.max_length, length
+        return 0, self.max_length
 
 
 def tokenize(
@@ -74,6 +86,7 @@ def tokenize(
     assistant_only_loss: bool = True,
     dataset_text_field: str = "text",
     num_proc: int | None = None,
+    truncation_mode: str = KEEP_START,
 ) -> Sequences:
     """Token ids and labels of checked rows.
 
@@ -81,11 +94,12 @@ def tokenize(
         rows: as `to_standard` gives them.
         tokenizer: with the template and the stop token that training needs.
         format: "messages", "prompt_completion" or "text".
-        max_length: sequences are cut after so many tokens; None to cut none.
+        max_length: sequences are cut to so many tokens; None to cut none.
         completion_only_loss: False to train the prompt too.
         assistant_only_loss: False to train every token of `messages`.
         dataset_text_field: the column of `text` rows, if not `text`.
         num_proc: processes that share the work; the result does not depend on it.
+        truncation_mode: TRL's key: "keep_start" cuts the end off, "keep_end" the beginning.
 
     Returns:
         The sequences in the order of their rows. One without a trained token after the cut is left
@@ -100,7 +114,8 @@ def tokenize(
         "prompt_completion": completion_only_loss is False,
     }
     text_field = dataset_text_field if dataset_text_field in rows.column_names else "text"
-    options = Options(format, whole.get(format, False), max_length, text_field)
+    is_whole = whole.get(format, False)
+    options = Options(format, is_whole, max_length, text_field, truncation_mode)
     found = rows.with_format("arrow").map(
         _encode,
         batched=True,
@@ -115,11 +130,12 @@ def tokenize(
     found = found.with_format(None)
     counts, reports = _reports(found, options)
     if not counts["kept"].any():
-        raise DataError(_why_nothing_is_left(found, counts, max_length))
+        raise DataError(_why_nothing_is_left(found, counts, options))
     if not counts["kept"].all():
         found = found.select(np.flatnonzero(counts["kept"]))
     whole_report = reports.pop("")
-    return Sequences(found.remove_columns(["dataset", *COUNTED]), whole_report, reports)
+    unneeded = ["dataset", "left_out", *COUNTED]
+    return Sequences(found.remove_columns(unneeded), whole_report, reports)
 
 
 def _encode(
@@ -132,59 +148,74 @@ def _encode(
     for index in range(len(table)):
         row = {name: values[index] for name, values in batch.items()}
         try:
-            sequences = sequences_of(row)
+            sequences, missing = sequences_of(row)
         except DataError as error:
             raise DataError(f"{row['source']}, row {row['row']}: {error}") from error
         for part, sequence in enumerate(sequences):
             ids, labels = sequence["input_ids"], sequence["labels"]
             trained = [at for at, label in enumerate(labels) if label != IGNORED]
-            end = len(ids) if options.max_length is None else options.max_length
+            start, end = options.window(len(ids))
             counted = {
                 "length": len(ids),
                 "part": part,
                 "first_trained": trained[0] if trained else len(ids),
                 "last_trained": trained[-1] if trained else -1,
                 "trained": len(trained),
-                "kept": bisect_left(trained, end),
+                "kept": bisect_left(trained, end) - bisect_left(trained, start),
             }
             place = {name: row.get(name) for name in ("dataset", *PLACE)}
+            place["left_out"] = ", ".join(missing)
             for name, value in {**place, **counted}.items():
                 found[name].append(value)
-            found["input_ids"].append(ids[:end])
-            found["labels"].append(labels[:end])
+            found["input_ids"].append(ids[start:end])
+            found["labels"].append(labels[start:end])
     return found
 
 
-Sequencer = Callable[[Mapping[str, Any]], list[dict[str, list[int]]]]
+# The sequences of a row, and what the chat template leaves out of it.
+Sequencer = Callable[[Mapping[str, Any]], tuple[list[dict[str, list[int]]], list[str]]]
 
 
 def _sequencer(tokenizer: PreTrainedTokenizerBase, options: Options) -> Sequencer:
     """What makes the sequences of a row."""
     if options.format == "text":
-        return lambda row: [text_sequence(tokenizer, row[options.text_field])]
+        return lambda row: ([text_sequence(tokenizer, row[options.text_field])], [])
     if options.whole:
         return _whole_sequencer(tokenizer, options)
-    if options.format == "messages":
-        return lambda row: training_sequences(tokenizer, row["messages"], tools=row.get(TOOLS))
-    return lambda row: completion_sequences(
-        tokenizer, row["prompt"], row["completion"], tools=row.get(TOOLS)
-    )
+
+    def sequences_of(row: Mapping[str, Any]) -> tuple[list[dict[str, list[int]]], list[str]]:
+        if isinstance(row.get("prompt"), str):
+            return completion_sequences(tokenizer, row["prompt"], row["completion"]), []
+        before, messages = _messages(row)
+        reading = read_conversation(tokenizer, messages, row.get(TOOLS), before)
+        return reading.sequences, reading.left_out()
+
+    return sequences_of
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[int, list[Any]]:
+    """How many messages are the prompt of a completion, and all messages."""
+    if "prompt" in row:
+        return len(row["prompt"]), [*row["prompt"], *row["completion"]]
+    return 0, row["messages"]
 
 
 def _whole_sequencer(tokenizer: PreTrainedTokenizerBase, options: Options) -> Sequencer:
     """What makes one sequence of a row, with every token of it trained."""
     template, encoder = Template(tokenizer), Encoder(tokenizer)
 
-    def sequences_of(row: Mapping[str, Any]) -> list[dict[str, list[int]]]:
+    def sequences_of(row: Mapping[str, Any]) -> tuple[list[dict[str, list[int]]], list[str]]:
+        missing: list[str] = []
         if options.format == "prompt_completion" and isinstance(row["prompt"], str):
             (sequence,) = completion_sequences(tokenizer, row["prompt"], row["completion"])
             ids = sequence["input_ids"]
         else:
-            messages = row.get("messages") or [*row["prompt"], *row["completion"]]
             tools = row.get(TOOLS)
-            (text,) = template.render([template.normalise(messages, tools)], tools)
+            conversation = template.normalise(_messages(row)[1], tools)
+            (text,) = template.render([conversation], tools)
             ids = encoder.ids(text)
-        return [{"input_ids": ids, "labels": list(ids)}]
+            missing = left_out(template, conversation, tools, text, answers=True)
+        return [{"input_ids": ids, "labels": list(ids)}], missing
 
     return sequences_of
 
@@ -204,8 +235,9 @@ def _reports(
 ) -> tuple[dict[str, np.ndarray], dict[str, SequenceReport]]:
     """The counts of all sequences, the report on them as "", and of a mixture each data set's."""
     mode = "every token" if options.whole else MODES.get(options.format, "every token")
-    table: Any = found.select_columns([*COUNTED, "dataset", "source"]).with_format("arrow")[:]
-    counts = {name: table.column(name).to_numpy() for name in COUNTED}
+    columns = [*COUNTED, "left_out", "dataset", "source"]
+    table: Any = found.select_columns(columns).with_format("arrow")[:]
+    counts = {name: table.column(name).to_numpy() for name in (*COUNTED, "left_out")}
     counts["at"] = np.arange(len(table))
     several = len(table.column("source").unique()) > 1
 
@@ -213,23 +245,27 @@ def _reports(
         row = found[at]
         return f"{Path(row['source']).name}:{row['row']}" if several else str(row["row"])
 
-    reports = {"": report_of(counts, row_name, mode=mode, max_length=options.max_length)}
+    cut = {"max_length": options.max_length, "truncation_mode": options.truncation_mode}
+    reports = {"": report_of(counts, row_name, mode=mode, **cut)}
     names = table.column("dataset").dictionary_encode().combine_chunks()
     members = np.asarray(names.indices)
     for index, name in enumerate(names.dictionary.to_pylist() if len(names.dictionary) > 1 else ()):
         part = {key: values[members == index] for key, values in counts.items()}
-        reports[name] = report_of(part, row_name, mode=mode, max_length=options.max_length)
+        reports[name] = report_of(part, row_name, mode=mode, **cut)
     return counts, reports
 
 
-def _why_nothing_is_left(
-    found: Dataset, counts: Mapping[str, np.ndarray], max_length: int | None
-) -> str:
+def _why_nothing_is_left(found: Dataset, counts: Mapping[str, np.ndarray], options: Options) -> str:
     if not counts["trained"].any():
         return f"{found[0]['source']}: no row has an assistant turn, so there is nothing to train"
-    first = np.where(counts["trained"] > 0, counts["first_trained"], np.iinfo(np.int64).max)
-    row = found[int(first.argmin())]
+    which, place, number = "first", "", counts["first_trained"] + 1
+    if options.truncation_mode == KEEP_END:
+        which, place = "last", " from the end"
+        number = counts["length"] - counts["last_trained"]
+    number = np.where(counts["trained"] > 0, number, np.iinfo(np.int64).max)
+    row = found[int(number.argmin())]
     return (
-        f"no row keeps a trained token within max_length {max_length}: the first trained token of "
-        f"{row['source']}, row {row['row']}, is number {int(first.min()) + 1:,}; raise max_length"
+        f"no row keeps a trained token within max_length {options.max_length}: the {which} trained "
+        f"token of {row['source']}, row {row['row']}, is number {int(number.min()):,}{place}; raise "
+        "max_length"
     )

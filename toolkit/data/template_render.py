@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.template_errors import template_error
 from toolkit.errors import DataError
 
 Message = dict[str, Any]
@@ -47,6 +48,7 @@ class Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.endings: dict[tuple[Any, ...], Ending] = {}
+        self.has_shown_tools = False
 
     def render(
         self, conversations: Sequence[list[Message]], tools: Any, *, prompt: bool = False
@@ -60,11 +62,8 @@ class Template:
             rendered = self.tokenizer.apply_chat_template(
                 list(conversations), tools=tools, add_generation_prompt=prompt, tokenize=False
             )
-        except (
-            Exception
-        ) as error:  # a template may raise anything: its text is all there is to tell
-            what = "the prompt" if prompt else "the conversation"
-            raise DataError(f"the chat template cannot render {what}: {_words(error)}") from error
+        except Exception as error:  # a template may raise anything
+            raise template_error(self.tokenizer, error, prompt=prompt) from error
         return [str(text) for text in rendered]
 
     def normalise(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> list[Message]:
@@ -119,6 +118,15 @@ class Template:
                 continue  # this template has no such turns
         return frozenset(found)
 
+    def shows_tools(self, conversation: list[Message], tools: Any, whole: str) -> bool:
+        """Whether the tools are in `whole`, the rendered conversation; once seen, always."""
+        if not self.has_shown_tools:
+            try:
+                self.has_shown_tools = self.render([conversation], None) != [whole]
+            except DataError:  # it needs the tools, so it reads them
+                self.has_shown_tools = True
+        return self.has_shown_tools
+
     def _shows(self, form: Callable[[str], Any]) -> bool:
         try:
             (text,) = self.render([_probe(form)], None)
@@ -169,7 +177,8 @@ class Template:
         at = finished.rfind(MARKERS[0])
         if at < 0:
             raise DataError(
-                "the chat template renders neither what the assistant says nor its tool calls"
+                "the chat template renders neither what the assistant says nor its tool calls: set"
+                " `chat_template_path` to a template that does"
             )
         tail = finished[at + len(MARKERS[0]) :]
         closing = self._call_closing([*context, marked], tail, tools)
@@ -219,7 +228,7 @@ class Template:
     def _borrowed(self, tail: str, history: str | None) -> Ending:
         """The next message's header as stop, for turns without an end of their own."""
         if history is not None and history.startswith(tail):
-            pieces = self._pieces(history[len(tail) :])
+            pieces = self.pieces(history[len(tail) :])
             if pieces and self._is_control(pieces[0]):
                 return Ending(pieces[0], "", borrowed=True)
         raise DataError(
@@ -241,7 +250,7 @@ class Template:
         if history is None:
             return tail
         shared = ""
-        for ours, theirs in zip(self._pieces(tail), self._pieces(history), strict=False):
+        for ours, theirs in zip(self.pieces(tail), self.pieces(history), strict=False):
             if ours != theirs:
                 break
             shared += ours
@@ -249,7 +258,7 @@ class Template:
 
     def _last_control(self, text: str) -> str:
         """The control token that ends generation; the whole closing text if it has none."""
-        pieces = self._pieces(text)
+        pieces = self.pieces(text)
         if self.eos in pieces:
             return self.eos
         controls = [piece for piece in pieces if self._is_control(piece)]
@@ -269,7 +278,7 @@ class Template:
     def _is_control(self, piece: str) -> bool:
         return self._control.fullmatch(piece) is not None
 
-    def _pieces(self, text: str) -> list[str]:
+    def pieces(self, text: str) -> list[str]:
         """`text` as control tokens, runs of whitespace and runs of everything else."""
         pieces, at = [], 0
         for match in self._control.finditer(text):
@@ -285,12 +294,17 @@ def as_blocks(text: str) -> list[dict[str, str]]:
 
 def text_of(message: Mapping[str, Any]) -> str:
     """The message's text, whether content is a string or blocks."""
+    return "".join(block_texts(message))
+
+
+def block_texts(message: Mapping[str, Any]) -> list[str]:
+    """The message's text block by block, empty for one without text; a string is one block."""
     content = message.get("content")
     if isinstance(content, str):
-        return content
+        return [content]
     if isinstance(content, list):
-        return "".join(b.get("text") or "" for b in content if isinstance(b, Mapping))
-    return ""
+        return [(b.get("text") or "") if isinstance(b, Mapping) else "" for b in content]
+    return []
 
 
 def marked_message(message: Message, marker: str) -> Message:
@@ -376,7 +390,3 @@ def _quoted_arguments(messages: list[Message]) -> Iterator[str]:
             if isinstance(_parsed(arguments), Mapping) and isinstance(arguments, str):
                 yield json.dumps(arguments)
                 yield json.dumps(arguments, ensure_ascii=False)
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
