@@ -2,16 +2,20 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import yaml
+from datasets import Dataset
 from transformers import AutoConfig
 
-from toolkit.data.formats import FIELDS, to_standard
+from toolkit.data.formats import FIELDS, TOOLS, to_standard
 from toolkit.data.sequences import tokenize
 from toolkit.data.tables import load_table
 from toolkit.errors import UsageError
@@ -21,6 +25,15 @@ from toolkit.models.load import load_tokenizer
 CHARACTERS_PER_TOKEN = 3.5  # of English text with a vocabulary of common size, rounded down
 MEASURED_ROWS = 2000
 GIB = 1024**3
+# What not every chat template renders, in rows as JSON text: there, a quotation mark inside a text
+# has a backslash before it.
+NEEDS = {
+    "tool calls": r'"tool_calls": \[\{',
+    "tool results": r'"role": "tool"',
+    "reasoning": r'"(reasoning_content|reasoning|thinking)": "[^"]',
+}
+REFUSED_BY_CHATML = {"tool calls", "reasoning"}
+TELLING_BASE = "Qwen/Qwen3-0.6B"  # small, and its chat template renders all of them
 TRAINED = {
     "messages": "the assistant's turns are",
     "prompt_completion": "the completion is",
@@ -60,6 +73,7 @@ class Look:
         measured: how they were counted, in words.
         positions: how many the base has; None if that is not known here.
         notes: what was converted, is not used, or is lost.
+        needs: what they have that not every chat template renders: `tools`, and as in `NEEDS`.
     """
 
     count: int
@@ -69,6 +83,7 @@ class Look:
     measured: str
     positions: int | None
     notes: list[str]
+    needs: tuple[str, ...] = ()
 
 
 def write_first_recipe(
@@ -85,7 +100,8 @@ def write_first_recipe(
         The recipe's path.
 
     Raises:
-        UsageError: if the recipe's file is there already, or cannot be written.
+        UsageError: if the recipe's file is there already, or cannot be written; or if the base has
+            no chat template and the rows need one that ChatML cannot stand for.
         DataError: if a row is wrong.
         HubError: if the Hub does not give the data.
     """
@@ -132,23 +148,49 @@ def look_at(data_path: str, base: str) -> Look:
     Args:
         data_path: a file, a folder or a Hub id.
         base: counts tokens if it is a folder on this disk; else characters are counted.
+
+    Raises:
+        UsageError: if rows have what ChatML does not render, and the base has no chat template.
     """
     table, origin = load_table(data_path)
     rows, form, notes = to_standard(table, origin=data_path)
     notes = [*origin.get("notes", ()), *notes]
     some = rows.select(range(0, len(rows), -(-len(rows) // MEASURED_ROWS)))
     is_chat = not isinstance(some[0][FIELDS[form][0]], str)
+    needs = [what for what, words in NEEDS.items() if _says(rows, FIELDS[form], words)]
+    needs += ["tools"] * _says(rows, [TOOLS], r"\{")
     if not Path(base).expanduser().is_dir():
         lengths = np.array([_characters(row, form) for row in some]) / CHARACTERS_PER_TOKEN
         measured = f"estimated, {CHARACTERS_PER_TOKEN} characters each"
-        return Look(len(rows), form, is_chat, lengths, measured, None, notes)
+        return Look(len(rows), form, is_chat, lengths, measured, None, notes, tuple(needs))
     tokenizer = load_tokenizer(base)
+    if tokenizer.chat_template is None and (lost := REFUSED_BY_CHATML.intersection(needs)):
+        raise UsageError(
+            f"{data_path} has {' and '.join(sorted(lost))}, and the base {base} has no chat template "
+            "that renders them; name one that has with --model_name_or_path, such as "
+            f"{TELLING_BASE}, or write a recipe with chat_template_path"
+        )
     chatml.prepare_tokenizer(tokenizer, conversational=is_chat)
     found = tokenize(some, tokenizer, format=form, max_length=None)
     lengths = np.array([len(ids) for ids in found.dataset["input_ids"]])
     notes += found.report.lines()[1:]
     measured = f"as {base} counts" + f", of {len(some):,} rows" * (len(some) < len(rows))
-    return Look(len(rows), form, is_chat, lengths, measured, _positions(base), notes)
+    positions = _positions(base)
+    return Look(len(rows), form, is_chat, lengths, measured, positions, notes, tuple(needs))
+
+
+def _says(rows: Dataset, columns: Iterable[str], words: str) -> bool:
+    """Whether the JSON text of a column matches this regular expression anywhere."""
+    for name in columns:
+        if name not in rows.column_names:
+            continue
+        for batch in rows.select_columns(name).with_format("arrow").iter(batch_size=5000):
+            table: Any = batch
+            for chunk in table.column(name).chunks:
+                is_json = isinstance(chunk, pa.ExtensionArray)
+                if is_json and pc.any(pc.match_substring_regex(chunk.storage, words)).as_py():  # type: ignore[attr-defined]
+                    return True
+    return False
 
 
 def _positions(base: str) -> int | None:
@@ -192,13 +234,19 @@ def recipe_text(data_path: str, look: Look, choice: Choice, base: str | None) ->
 
 
 def _model(look: Look, choice: Choice, base: str | None) -> list[Line]:
+    rendered = " and ".join(look.needs)
     if base is not None:
-        return [("model_name_or_path", base, "")]
-    lines: list[Line] = [("model_name_or_path", choice.base, "the base; it fits this device")]
+        must = f"its chat template must render {rendered}; if not, set chat_template_path"
+        is_unknown = bool(look.needs) and look.positions is None
+        return [("model_name_or_path", base, must if is_unknown else "")]
+    chosen, why = choice.base, "the base; it fits this device"
+    if look.needs and not chosen.startswith("Qwen/Qwen3"):  # it would get ChatML
+        chosen, why = TELLING_BASE, f"the base; its chat template renders {rendered}"
+    lines: list[Line] = [("model_name_or_path", chosen, why)]
     if choice.in_4bit:
         lines.append(("load_in_4bit", True, "the frozen base in 4 bits; the adapter is not"))
         lines.append(("bnb_4bit_quant_type", "nf4", ""))
-    if choice.base.startswith("Qwen/Qwen3") and look.conversational:
+    if chosen.startswith("Qwen/Qwen3") and look.conversational:
         lines.append(("eos_token", "<|im_end|>", "an assistant stops at the end of its turn"))
     return lines
 

@@ -59,6 +59,10 @@ BROKEN = {
         {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": ["a"]}]},
         "column 'messages[1].tool_calls': expected a list of objects",
     ),
+    "old call": (
+        {"messages": [USER, {"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+        "column 'messages[1].function_call': the old form of a tool call, which chat templates drop; write it as tool_calls",
+    ),
     "sharegpt call": (
         {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{"}]},
         "column 'conversations[1].value': the tool call is not JSON",

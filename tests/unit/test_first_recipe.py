@@ -162,6 +162,55 @@ def test_names_that_yaml_would_read_otherwise(
     assert load_recipe(tmp_path / "r.yaml").stages[0]["dataset_name"] == name
 
 
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+ASKED = CHAT["messages"][0]
+CALLING = {
+    "tool_calls": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}],
+    "reasoning": [ASKED, {**CHAT["messages"][1], "reasoning_content": "why"}],
+    "a result": [*CHAT["messages"], {"role": "tool", "content": "4"}, CHAT["messages"][1]],
+}
+
+
+@pytest.mark.parametrize("calling", CALLING)
+def test_rows_that_need_a_template_get_a_base_that_has_it(tmp_path: Path, calling: str):
+    rows = [CHAT] * 3 + [{"messages": CALLING[calling]}]
+    path = str(tiny.save_rows(tmp_path / "a.jsonl", rows))
+    gpu, _, cpu = DEVICES
+    for choice, base in ((gpu, gpu.base), (cpu, "Qwen/Qwen3-0.6B")):
+        keys = yaml.safe_load(recipe_text(path, look_at(path, choice.base), choice, None))
+        assert keys["model_name_or_path"] == base
+    look = look_at(path, "some/model")
+    assert "its chat template must render " in recipe_text(path, look, cpu, "some/model")
+
+
+def test_tools_without_calls_and_words_about_them(tmp_path: Path):
+    cpu = DEVICES[2]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    words = '"tool_calls": [{}], "role": "tool", "thinking": "x"'
+    empty = {**CHAT["messages"][1], "reasoning": "", "tool_calls": []}
+    about = [{"role": "user", "content": words}, empty]
+    for row, base in (
+        ({**CHAT, "tools": [tool]}, "Qwen/Qwen3-0.6B"),
+        ({"messages": about}, cpu.base),
+        ({"text": '"tool_calls": [{'}, cpu.base),
+    ):
+        path = str(tiny.save_rows(tmp_path / "b.jsonl", [row]))
+        keys = yaml.safe_load(recipe_text(path, look_at(path, cpu.base), cpu, None))
+        assert keys["model_name_or_path"] == base
+
+
+@pytest.mark.parametrize(("calling", "what"), [("tool_calls", "tool calls"), ("reasoning",) * 2])
+def test_a_base_here_that_cannot_render_the_rows_is_refused(
+    tmp_path: Path, tiny_base: Path, calling: str, what: str
+):
+    rows = tiny.save_rows(tmp_path / "a.jsonl", [CHAT, {"messages": CALLING[calling]}])
+    with pytest.raises(UsageError, match=rf"has {what}, and .* no chat template.*Qwen/Qwen3-0\.6B"):
+        write(tmp_path, rows, tiny_base)
+    assert not (tmp_path / "r.yaml").exists()
+    with_results = tiny.save_rows(tmp_path / "b.jsonl", [{"messages": CALLING["a result"]}])
+    assert yaml.safe_load(write(tmp_path, with_results, tiny_base))["max_length"] > 0
+
+
 def test_names_cannot_write_keys(tmp_path: Path, tiny_base: Path):
     hostile = "x\noutput_dir: elsewhere\n"
     rows = [{**CHAT, hostile: 1}]

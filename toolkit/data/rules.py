@@ -127,6 +127,11 @@ def _checked(message: dict[str, Any], place: str) -> dict[str, Any]:
     if role not in ROLES:
         raise BrokenRule(f"{place}.role", f"unknown role {role!r}{_nearest(role)}")
     content, calls = message.get("content"), message.get("tool_calls")
+    if message.get("function_call"):
+        raise BrokenRule(
+            f"{place}.function_call",
+            "the old form of a tool call, which chat templates drop; write it as tool_calls",
+        )
     if calls is not None and not (
         isinstance(calls, list) and all(isinstance(c, Mapping) for c in calls)
     ):
