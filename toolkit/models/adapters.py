@@ -4,11 +4,22 @@ What depends on the inside of PEFT or TRL is kept here and says the version it w
 """
 
 import functools
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.utils.other import TrainableTokensWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -18,6 +29,7 @@ from trl import get_peft_config
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models.chatml import TokenizerChange
 from toolkit.models.load import adapter_config, keep_unpacked, load_adapter, model_config
+from toolkit.models.token_rows import further_rows, matrix_names, rows_to_train
 from toolkit.recipe import StageRecipe
 
 # TRL 1.16 reads `lm_head.bias` (trl/trainer/utils.py, add_fused_lm_head), which PEFT 0.21's wrapper
@@ -37,6 +49,7 @@ LORA_FIELDS = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
+ROWS = "trainable_tokens_delta"  # how PEFT calls the trained rows of a matrix
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
@@ -49,44 +62,69 @@ def attach(model: PreTrainedModel, recipe: StageRecipe, change: TokenizerChange)
         change: what was added to the tokenizer.
 
     Raises:
-        RecipeError: if PEFT refuses the LoRA keys for this model.
+        RecipeError: if a LoRA key names nothing of this model, or PEFT refuses it.
     """
     config = get_peft_config(model_config(recipe))
     assert isinstance(config, LoraConfig)
+    if isinstance(config.target_modules, str) and re.fullmatch(r"[\w.]+", config.target_modules):
+        # TRL makes a list of one name a pattern, which no module inside another matches whole
+        config.target_modules = [config.target_modules]
+    check_names(model, config)
     config.trainable_token_indices = rows_to_train(model, change.trained, config)
-    try:
-        peft_model = get_peft_model(model, config)
-    except ValueError as error:
-        raise RecipeError(f"LoRA cannot be put on this model: {error}") from error
+    peft_model = adapted(model, config)
     config.revision = (
         None if Path(str(recipe["model_name_or_path"])).is_dir() else (recipe["model_revision"])
     )
     return ready(peft_model)
 
 
-def rows_to_train(
-    model: PreTrainedModel, ids: list[int], config: LoraConfig
-) -> dict[str, list[int]] | None:
-    """PEFT's `trainable_token_indices`: the embedding's rows, and an untied head's.
-
-    A tied head follows the embedding by itself; matrices that are trained whole need no rows.
+def adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """The base with an adapter as the configuration says.
 
     Raises:
-        RecipeError: if only one of the two matrices is trained whole.
+        RecipeError: if PEFT refuses it.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
-    both = [names[module] for module in (embedding, head) if module is not None]
-    whole = set(both) & set(config.modules_to_save or ())
-    if not ids or whole == set(both):
-        return None
-    if whole:
+    try:
+        return get_peft_model(model, config)  # pyright: ignore[reportReturnType]
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(f"LoRA cannot be put on this model: {said}") from error
+
+
+def check_names(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Refuse a LoRA key that names what the model does not have: PEFT would pass over it.
+
+    Raises:
+        RecipeError: naming what was not found, and what there is.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    weights = [name for name, _ in model.named_parameters()]
+    targets = config.target_modules
+    for key, wanted, there in (
+        ("lora_target_modules", targets if isinstance(targets, set | list) else (), modules),
+        ("lora_modules_to_save", config.modules_to_save, modules),
+        ("lora_target_parameters", config.target_parameters, weights),
+    ):
+        for name in wanted or ():
+            if not any(other == name or other.endswith(f".{name}") for other in there):
+                ends = {
+                    ".".join(other.split(".")[-2 if there is weights else -1 :]) for other in there
+                }
+                listed = ", ".join(sorted(end for end in ends if not end.isdigit()))
+                raise RecipeError(f"{key}: this model has no {name!r}; it has {listed}")
+    head = model.get_output_embeddings()
+    found = {name for name, module in model.named_modules() if module is head}
+    if targets and found & set(as_list(targets)):
         raise RecipeError(
-            f"lora_modules_to_save names {', '.join(whole)}: of the two matrices that hold the "
-            f"added tokens, name both ({', '.join(both)}) or none, and only their rows are trained"
+            f"lora_target_modules: LoRA on {found.pop()} would never be trained, because the loss "
+            "is computed from the matrix itself; leave it out, or train the matrices of the "
+            "vocabulary whole with lora_modules_to_save"
         )
-    tied = head is None or head.weight is embedding.weight
-    return {name: sorted(ids) for name in (both[:1] if tied else both)}
+
+
+def as_list(names: str | Iterable[str] | None) -> list[str]:
+    """Names in order, given as one, several or none."""
+    return [names] if isinstance(names, str) else sorted(names or ())
 
 
 def ready(peft_model: Any) -> PeftModel:
@@ -128,11 +166,17 @@ def check_continued(recipe: StageRecipe, parent: str) -> dict[str, Any]:
             f"start_from: {parent} holds no adapter_config.json; name the folder of an adapter, "
             "or give a full model as model_name_or_path"
         )
+    if config.get("peft_type", "LORA") != "LORA":
+        raise RecipeError(
+            f"start_from: expected a LoRA adapter, found {config['peft_type']} in {parent}; name "
+            "another, or leave start_from out"
+        )
     for key, field in LORA_FIELDS.items():
         if not recipe.is_written(key):
             continue
         ours, theirs = recipe[key], config.get(field)
-        same = sorted(ours) == sorted(theirs) if isinstance(theirs, list) else ours == theirs
+        several = isinstance(ours, list) or isinstance(theirs, list)
+        same = as_list(ours) == as_list(theirs) if several else ours == theirs
         if not same and not (key == "lora_target_modules" and ours == "all-linear"):
             raise RecipeError(
                 f"{recipe.where[key]}: {key} is {ours!r}, but the adapter that start_from "
@@ -152,9 +196,60 @@ def same_place(one: str, other: str) -> bool:
     return one == other or (Path(one).is_dir() and Path(one).resolve() == Path(other).resolve())
 
 
-def continue_from(model: PreTrainedModel, parent: str) -> PeftModel:
-    """Load an adapter onto the base as a copy that will be trained; the original stays as it is."""
-    return ready(PeftModel.from_pretrained(model, parent, is_trainable=True))
+def check_given(recipe: StageRecipe, model: Any) -> None:
+    """A model in memory must be the one that the recipe names, if it names one.
+
+    Raises:
+        RecipeError: if the two come from different places.
+    """
+    named, came_from = recipe.written.get("model_name_or_path"), model.name_or_path
+    if named and came_from and not same_place(str(named), str(came_from)):
+        raise RecipeError(
+            f"{recipe.where['model_name_or_path']}: model_name_or_path is {named}, but the model "
+            f"that was given comes from {came_from}; leave one of the two out"
+        )
+
+
+def continue_from(model: PreTrainedModel, parent: str, change: TokenizerChange) -> PeftModel:
+    """Load an adapter onto the base as a copy that will be trained; the original stays as it is.
+
+    Args:
+        model: the frozen base, with room for the added tokens.
+        parent: the adapter's folder or Hub id.
+        change: what was added to the adapter's own tokenizer; those rows are trained too, and start
+            where the base has them.
+
+    Raises:
+        RecipeError: if the adapter leaves no way to train those rows.
+    """
+    if not change.trained:
+        return ready(PeftModel.from_pretrained(model, parent, is_trainable=True))
+    config = PeftConfig.from_pretrained(parent)
+    assert isinstance(config, LoraConfig)
+    base, config.inference_mode = config.base_model_name_or_path, False
+    whole = set(matrix_names(model)) & set(config.modules_to_save or ())
+    try:
+        config.trainable_token_indices = further_rows(model, change.trained, config)
+        config.base_model_name_or_path = None  # PEFT writes where this copy of it came from
+        continued = ready(adapted(model, config))
+    except RecipeError as error:
+        raise RecipeError(
+            f"start_from: {parent} cannot learn the tokens that this stage adds ({error}); leave "
+            "start_from out, or train the earlier stage on chats too"
+        ) from error
+    config.base_model_name_or_path = base
+    weights = load_peft_weights(parent, device="cpu")
+    starts = get_peft_model_state_dict(continued, save_embedding_layers=False)
+    for key, start in ((key, value.cpu()) for key, value in starts.items()):
+        if key.endswith(ROWS):
+            held = weights.get(key, start[:0])
+            weights[key] = torch.cat([held, start[len(held) :]])
+        elif key.removesuffix(".weight").rpartition(".")[2] in whole:
+            held = weights[key]
+            known = [row for row in range(len(held)) if row not in change.added]
+            weights[key] = start.to(held.dtype).index_copy(0, torch.tensor(known), held[known])
+    set_peft_model_state_dict(continued, weights)
+    return continued
 
 
 @torch.no_grad()
@@ -207,17 +302,10 @@ def prove(
         TrainingError: if a saved tensor is not finite or the numbers differ; the files stay.
     """
     check_finite(directory)
-    if resident is not None:
-        resident.load_adapter(str(directory), adapter_name="proof")
-        resident.set_adapter("proof")
-        loaded: Any = resident
-    elif (adapter := adapter_config(str(directory))) is not None:
-        loaded = load_adapter(str(directory), adapter, **kwargs)
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(str(directory), **kwargs)
-    if getattr(loaded, "hf_device_map", None) is None:
-        loaded = loaded.to(device)
-    found = log_probabilities(loaded, probe)
+    with loaded_again(directory, resident, **kwargs) as loaded:
+        if getattr(loaded, "hf_device_map", None) is None:
+            loaded.to(device)
+        found = log_probabilities(loaded, probe)
     difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
     tolerance = TOLERANCE[next(p.dtype for p in loaded.parameters() if p.is_floating_point())]
     if not difference <= tolerance:
@@ -233,6 +321,31 @@ def prove(
         "largest_difference": difference,
         "tolerance": tolerance,
     }
+
+
+@contextmanager
+def loaded_again(directory: Path, resident: PeftModel | None, **kwargs: Any) -> Iterator[Any]:
+    """What was saved, as a user would load it; with `resident`, in its place and only meanwhile."""
+    if resident is None:
+        adapter = adapter_config(str(directory))
+        if adapter is None:
+            yield AutoModelForCausalLM.from_pretrained(str(directory), **kwargs)
+        else:
+            yield load_adapter(str(directory), adapter, **kwargs)
+        return
+    former, was_training = resident.active_adapters[0], resident.training
+    trained = [name for name, weight in resident.named_parameters() if weight.requires_grad]
+    try:
+        resident.load_adapter(str(directory), adapter_name="proof")
+        resident.set_adapter("proof")
+        yield resident
+    finally:
+        resident.set_adapter(former)
+        if "proof" in resident.peft_config:
+            resident.delete_adapter("proof")
+        for name, weight in resident.named_parameters():
+            weight.requires_grad_(name in trained)
+        resident.train(was_training)
 
 
 def check_finite(directory: Path) -> None:
