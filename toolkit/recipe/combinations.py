@@ -32,7 +32,7 @@ def check_combinations(
             raise RecipeError(f"{where('')}: stage 'evaluate' needs tasks, a list of mappings")
         return
     _check_data(stage, written, where, given)
-    _check_model(written, where)
+    _check_model(stage, written, where)
     if written.get("fp16") and written.get("bf16"):
         raise RecipeError(f"{where('fp16')}: fp16 and bf16 are both true; write one of the two")
     steps, warmup = written.get("max_steps", -1), written.get("warmup_steps", 0)
@@ -58,13 +58,22 @@ def _check_data(
         raise RecipeError(f"{where('')}: stage {stage!r} needs dataset_name (or datasets)")
 
 
-def _check_model(written: Mapping[str, Any], where: Where) -> None:
+def _check_model(stage: str, written: Mapping[str, Any], where: Where) -> None:
     quantized = [key for key in ("load_in_4bit", "load_in_8bit") if written.get(key)]
     if len(quantized) > 1:
         raise RecipeError(
             f"{where(quantized[1])}: load_in_4bit and load_in_8bit exclude one another"
         )
     if written.get("use_peft", True):
+        task, expected = (
+            written.get("lora_task_type"),
+            "SEQ_CLS" if stage == "reward" else "CAUSAL_LM",
+        )
+        if task is not None and task != expected:
+            raise RecipeError(
+                f"{where('lora_task_type')}: lora_task_type must be {expected} for stage "
+                f"{stage!r}, found {task}; leave the key out"
+            )
         return
     if quantized:
         raise RecipeError(
@@ -76,6 +85,12 @@ def _check_model(written: Mapping[str, Any], where: Where) -> None:
             f"{where('start_from')}: start_from continues an adapter, but use_peft is false; to "
             "train a whole model further, give its folder as model_name_or_path"
         )
+    for key in written:
+        if key.startswith("lora_") or key in ("use_rslora", "use_dora"):
+            raise RecipeError(
+                f"{where(key)}: {key} has no effect with use_peft: false; leave one of the two out "
+                "(in a pipeline, write it in the stages that train an adapter)"
+            )
 
 
 def check_references(
