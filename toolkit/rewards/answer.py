@@ -19,9 +19,32 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LONGEST_NUMBER = 1000  # characters; Python itself refuses integers of more than 4,300 digits
 LONGEST_WORD = 200  # characters; NFC sorts accents in quadratic time, seconds for 100,000 of them
 LONGEST_EXPONENT = 3  # digits; 1e999999999 would fill the memory
+ENDINGS = ".,:/–-"  # signs behind a number that are no part of it
+DENIED = " _"  # what stands for a denied number: no number, and no sign that a mark reaches over
 
 ANSWER_IS = r"####|\\boxed\s?\{|\banswer\W{0,4}(?:\bis\b|:|=)"
 """Where a completion says what its answer is: `#### 5`, `\\boxed{5}`, `**Answer**: 5`."""
+
+# What is denied is no answer: "not 41, 42 or 43", "neither B nor C", "B is wrong".
+NOT = (
+    r"(?i:\b(?:not|cannot|never|neither|nor|rather\ than|instead\ of)|n['’]t)"
+    r"(?i:\s(?:be|equal|to|just|simply|in|the|option|choice)){0,3}\s\W{0,3}"
+)
+WRONG = (
+    r"\s(?i:is|are|was)(?i:\s(?:wrong|incorrect|false)|(?:\snot|n['’]t)\s(?:the\ )?"
+    r"(?:right|correct|answer))\b"
+)
+LISTED = r"(?:,?\s(?:or|nor|and)\b|,|(?<=,)\s)\W{0,3}"
+
+
+def denials(one: str) -> str:
+    """A pattern for what a text denies: a list of what the pattern `one` finds, in the last group.
+
+    A list has ten at most and is not tried twice, or "B, B, B, …" would take quadratic time.
+    """
+    several = rf"{one}(?:{LISTED}{one}){{0,9}}+"
+    return rf"{NOT}(?P<denied>{several})|(?P<wrong>{several}){WRONG}"
+
 
 # A word that begins as a number does, whole: of "12:30" and "3-4" no part is the answer. Digits
 # inside a name ("H2O") are none, and a minus behind an operand is no sign.
@@ -29,14 +52,30 @@ NUMBER_WORD = (
     r"(?:(?<![\w)])-)?(?:[$£€]-?)?(?<![\w.])(?<!\^\{)(?:\d{1,9}\ (?=\d{1,9}/\d))?"
     r"\.?\d[\d.,:/^²³¼-¾⅐-⅞–-]*+(?:[eE][+-]?\d++)?"
 )
-TERM = r"[$£€(]*-?\d[\d.,]*[)%]*"
+UNIT = r"(?:\ (?!(?:or|nor|and|but|of|to|x|is|are|was)\b)[a-z]{1,20}+)?"
+TERM = rf"[$£€({{]*-?\d[\d.,]*+[)}}%]*{UNIT}"
+TIMES = r"\ ?(?:[+/×÷^x]|\*(?:\*(?!\ ))?|\\(?:times|cdot|div)\b)\ ?"
 # "the answer is 5 + 3 = 8": the number is behind the sum
-SUM = rf"(?:{TERM}(?:\ ?[-+*/×÷]\ ?{TERM})+\ ?=\ ?)*+"
+SUM = rf"(?:{TERM}(?:(?:{TIMES}|\ ?-\ ?|\ of\ ){TERM}|[²³])+\ ?=\ ?)*+"
 ANY_NUMBER = re.compile(rf"(?P<word>{NUMBER_WORD})", re.ASCII)
 MARKED_NUMBER = re.compile(
-    rf"(?:{ANSWER_IS}|^\s{{0,8}}A:)(?:\\text\{{|[^\w.+$£€-]){{0,20}}{SUM}(?P<word>{NUMBER_WORD})",
+    rf"(?:{ANSWER_IS}|^\s{{0,8}}A:)(?:\\text\{{|[^\w.+$£€-]){{0,20}}"
+    rf"(?:either\ |_\W{{0,3}}(?:but|it(?:['’]|\ i)s)\ )?{SUM}(?P<word>{NUMBER_WORD}|_)",
     re.ASCII | re.IGNORECASE | re.MULTILINE,
 )
+DENIED_NUMBER = re.compile(
+    denials(rf"(?<![^\s($*]){NUMBER_WORD}{UNIT}(?:{TIMES}{TERM}){{0,9}}+"), re.ASCII
+)
+# What stands in a line between two numbers of which neither is the answer: "6 * 7", "5 and 6"
+BETWEEN = (
+    rf"[)}}%$\\]*{UNIT}(?:{TIMES}|\ and\ )[$£€({{\\]*"
+    rf"|[^\w\n]*{UNIT}[^\w\n]*(?P<or>\bor\b)[^\w\n]*"
+)
+BEFORE = re.compile(BETWEEN, re.ASCII | re.IGNORECASE)
+# Behind a mark, also "10 to 42" and "10 - 5"; elsewhere "it grew from 10 to 42" ends up with 42
+BEHIND = re.compile(rf"{BETWEEN}|[)}}%$]*{UNIT}(?:\ ?-\ ?|\ to\ )", re.ASCII | re.IGNORECASE)
+# 1 000, with any of the spaces in use, and 1\,000 in LaTeX
+THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:(?:[ \u00a0\u202f]|\\,)\d{3})+(?![\w/])", re.ASCII)
 NUMBER = re.compile(
     r"(?P<sign>-?)(?:(?P<whole>\d+)\ (?=.*/))?"
     r"(?P<value>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
@@ -49,13 +88,21 @@ MIXED = re.compile(r"(?<=\d)(?=\\[dt]?frac)", re.ASCII)
 MARK = re.compile(ANSWER_IS, re.IGNORECASE)
 NOT_SAID = re.compile(r"^(?:\\text\{|-(?!\d)|[^\w-]|_)+")
 # "A dog" and "I think" begin with no letter of a choice
-LETTER = r"(?:[B-HJ-Z](?![\w'’])|[AI](?=\s*$|[.,:;)\]}*!?]))"
+LETTER = (
+    r"(?:[B-HJ-Z](?![\w'’])|[AI](?=\s*$|[.,:;)\]}*!?])|A(?=\s(?:is|are|or|nor|and|but|because)\b))"
+)
 OPENING_LETTER = re.compile(
-    rf"(?:(?i:option|choice)\s)?(?P<letter>{LETTER}|[a-z](?=\)|\W*\Z))", re.MULTILINE
+    rf"(?:(?i:option|choice)\s\W{{0,3}})?(?P<letter>{LETTER}|[a-z](?=\)|\W*\Z))", re.MULTILINE
 )
 ANOTHER_LETTER = re.compile(rf"[\s).*]{{0,4}}(?:,|/|&|and|or)\s{{0,3}}\(?{LETTER}", re.MULTILINE)
 NAMED_LETTER = re.compile(
-    rf"(?:\(|\b(?i:option|choice|is|be)\s{{1,3}}\W{{0,3}})(?P<letter>{LETTER})", re.MULTILINE
+    rf"(?:\(|(?i:\b(?:option|choice|is|be|but)|['’]s)\s{{1,3}}\W{{0,3}}"
+    rf"|\b(?=\w\ is\ (?:the\ )?(?:right|correct|answer)\b))(?P<letter>{LETTER})",
+    re.MULTILINE,
+)
+A_LETTER = re.compile(rf"(?<!\w)(?P<letter>{LETTER})", re.MULTILINE)
+DENIED_LETTER = re.compile(
+    denials(rf"(?:(?i:option|choice)\s\W{{0,3}})?(?<!\w){LETTER}[).*]{{0,3}}"), re.MULTILINE
 )
 
 
@@ -63,7 +110,8 @@ def number(text: str, answer: str, choices: Sequence[str] = ()) -> bool:
     r"""Whether the final numbers are equal, by exact value: 1,000 is 1000.0, and 0.5 is 1/2.
 
     The final number is the last one behind `####`, `\boxed{`, "answer is" or "A:", and where there
-    is no such mark the last one at all. Currency and percent signs do not count.
+    is no such mark the last one at all; in `<answer>…</answer>`, nothing outside counts. Currency
+    and percent signs do not count. "42 or 43", "6 * 7" and "not 42" state no number.
     """
     expected = final_number(answer)
     return expected is not None and final_number(text) == expected
@@ -93,17 +141,46 @@ def is_gradable(checker: str, answer: str, choices: Sequence[str] = ()) -> bool:
 
 def final_number(text: str) -> Fraction | None:
     """The number that a text ends up with; None if there is none, or its last word is no number."""
-    text = text.replace("−", "-").replace("{,}", ",")
-    text = FRACTION.sub(r"\1/\2", MIXED.sub(" ", text))
+    text = _plain(text)
     found = _last(MARKED_NUMBER.finditer(text)) or _last(ANY_NUMBER.finditer(text))
-    return _value(found["word"]) if found else None
+    return _value(found["word"]) if found and _is_alone(found, text) else None
 
 
 def ends_in_number(text: str) -> bool:
     """Whether a text is a number, or ends in one, with nothing but signs behind it."""
-    found = _last(ANY_NUMBER.finditer(text))
-    behind = text[found.end() :] if found else "nothing"
+    plain = _plain(text)
+    found = _last(ANY_NUMBER.finditer(plain))
+    behind = plain[found.end() :] if found else "nothing"
     return not re.search(r"\w", behind) and final_number(text) is not None
+
+
+def _answer_block(text: str) -> str:
+    """What stands in the last `<answer>…</answer>`, DeepSeek-R1's format; without it, the text."""
+    return text.rpartition("<answer>")[2].partition("</answer>")[0]
+
+
+def _plain(text: str) -> str:
+    """A text with one spelling of minus, thousands and fractions, and no number that it denies."""
+    text = _answer_block(text).replace("−", "-").replace("{,}", ",")
+    text = FRACTION.sub(r"\1/\2", MIXED.sub(" ", text))
+    text = THOUSANDS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
+    text = re.sub(r"(?<=\d)x(?=\d)", "×", text)  # behind a letter, the 7 of "6x7" is no number
+    return DENIED_NUMBER.sub(DENIED, text)
+
+
+def _is_alone(found: re.Match[str], text: str) -> bool:
+    """Whether a number is no part of a sum, and no other number is offered in its place."""
+    line = text.rfind("\n", 0, found.start()) + 1
+    before = _last(ANY_NUMBER.finditer(text, line, found.start()))
+    behind = ANY_NUMBER.search(text, found.end())
+    pairs = [(before, found, BEFORE)] if before else []
+    pairs += [(found, behind, BEHIND)] if behind else []
+    for first, second, pattern in pairs:
+        ends = first.end() - len(first["word"]) + len(first["word"].rstrip(ENDINGS))
+        between = pattern.fullmatch(text, ends, second.start())
+        if between and not (between["or"] and _value(first["word"]) == _value(second["word"])):
+            return False
+    return True
 
 
 def _last(matches: Iterator[re.Match[str]]) -> re.Match[str] | None:
@@ -113,7 +190,7 @@ def _last(matches: Iterator[re.Match[str]]) -> re.Match[str] | None:
 
 def _value(word: str) -> Fraction | None:
     """The value of one word; None if it is a time, a date, a range, a power or too long."""
-    word = word.rstrip(".,:/–-").translate(dict.fromkeys(map(ord, "$£€")))
+    word = word.rstrip(ENDINGS).translate(dict.fromkeys(map(ord, "$£€")))
     found = NUMBER.fullmatch(word) if len(word) <= LONGEST_NUMBER else None
     if found is None or len((found["exponent"] or "").lstrip("+-")) > LONGEST_EXPONENT:
         return None
@@ -136,19 +213,23 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
 
     Where the text says what its answer is ("the answer is B"), that line counts alone. A letter at
     the beginning decides ("B", "b)", "B. Paris"), unless another letter or another choice's text
-    comes next; else every "(B)", "option B" and "is B", and every choice's text, is a name.
+    comes next; else every "(B)", "option B" and "is B", and every choice's text, is a name. What
+    is denied ("not B", "B is wrong") is none.
     """
-    text = text.replace("−", "-")
+    text = _answer_block(text).replace("−", "-")
     known = {normalised(words): position for position, words in enumerate(choices)}
     known.pop("", None)
     if (position := known.get(normalised(text))) is not None:
         return position
     said = _answer_line(text)
-    if opening := OPENING_LETTER.match(said):
+    denied = set(_denied(said, known))
+    opening = OPENING_LETTER.match(said)
+    if opening and _position(opening) not in denied:
         named = {_position(opening), *_next_to(opening, said, known)}
     else:
         named = {_position(letter) for letter in NAMED_LETTER.finditer(said)}
         named |= {known[found[0]] for found in _any_of(known).finditer(normalised(said))}
+    named -= denied
     only = named.pop() if len(named) == 1 else None
     return only if only is not None and only < len(choices) else None
 
@@ -167,6 +248,16 @@ def _next_to(letter: re.Match[str], said: str, known: Mapping[str, int]) -> Iter
     behind = NOT_SAID.sub("", normalised(said[letter.end() :].partition("\n")[0]))
     if follows := _any_of(known).match(behind):
         yield known[follows[0]]
+
+
+def _denied(said: str, known: Mapping[str, int]) -> Iterator[int]:
+    """The choices that a text says are not the answer, by letter or text."""
+    for found in DENIED_LETTER.finditer(said):
+        yield from map(_position, A_LETTER.finditer(said, *found.span(found.lastgroup or 0)))
+    words, folded = _any_of(known), normalised(said)
+    for found in re.finditer(denials(words.pattern), folded):
+        for name in words.finditer(folded, *found.span(found.lastgroup or 0)):
+            yield known[name[0]]
 
 
 def _any_of(known: Iterable[str]) -> re.Pattern[str]:
