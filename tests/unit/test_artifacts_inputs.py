@@ -3,10 +3,12 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 
 from tests import tiny
 from toolkit.artifacts.inputs import inputs_of, object_identity
+from toolkit.artifacts.manifest import MANIFEST, changed_inputs, write_json
+from toolkit.errors import RecipeError
 from toolkit.recipe import recipe_from_keywords
 
 
@@ -74,3 +76,52 @@ def test_an_exam_depends_on_every_earlier_stage_unless_it_names_them(tmp_path):
 
     assert {"from sft", "from second"} <= exam().keys()
     assert "from sft" not in exam(of=["base"])
+
+
+class Stop(TrainerCallback):
+    def __init__(self, at):
+        self.at = at
+        self.seen = 0
+
+
+class Other(TrainerCallback):
+    pass
+
+
+def test_callbacks_count_by_their_class_and_settings():
+    one = Stop(3)
+    before = object_identity([one])
+    assert object_identity((Stop(3),)) == before
+    others = [[], [Stop(4)], [Other()], [Stop], [one, Other()], [EarlyStoppingCallback(3)]]
+    found = {before, *(object_identity(callbacks) for callbacks in others)}
+    assert len(found) == 1 + len(others)
+    assert object_identity([EarlyStoppingCallback(2)]) != object_identity(
+        [EarlyStoppingCallback(3)]
+    )
+    one.seen += 1
+    assert object_identity([one]) == before
+
+
+def test_streamed_rows_are_no_model():
+    streamed = Dataset.from_list(tiny.ROWS).to_iterable_dataset()
+    assert object_identity(streamed) == "IterableDataset"
+
+
+def test_an_adapter_is_continued_over_the_weights_it_was_trained_over(tmp_path):
+    base = tiny.save_base(tmp_path / "base")
+    keys = {"model_name_or_path": str(base), "dataset_name": "somebody/rows"}
+
+    def inputs(**more):
+        return inputs_of(recipe_from_keywords("sft", **keys, **more).stages[0], {}, {})
+
+    before, adapter = inputs(), tmp_path / "adapter"
+    adapter.mkdir()
+    inputs(start_from=str(adapter))  # no manifest: nothing is known
+    write_json(adapter / MANIFEST, {"inputs": before, "outputs": {}})
+    (base / "generation_config.json").write_text("{}")
+    changed = changed_inputs(before, inputs())
+    assert changed == [f"base {base}: its content changed"]
+    inputs(start_from=str(adapter))  # what an adapter stands on is the weights alone
+    tiny.save_base(base, seed=5)
+    with pytest.raises(RecipeError, match=r"are not those that .* was trained over; put them back"):
+        inputs(start_from=str(adapter))

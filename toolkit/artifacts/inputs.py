@@ -1,10 +1,12 @@
 """What a stage's result depends on, as digests: if none of it changed, the stage need not run."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts.manifest import MANIFEST, digest_of, digest_of_files, read_json, sha256_of
+from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
 
 # Keys that change where things go or what is shown, not what is trained.
@@ -15,6 +17,7 @@ NEUTRAL = {
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push",
     "hub_revision", "dataset_num_proc", "dataloader_num_workers",
 }  # fmt: skip
+WEIGHTS_OF = "weights of "
 SAMPLED_BYTES = 1 << 20  # of a large weight file, what is read from its start and its end
 MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json",
                "tokenizer_config.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
@@ -33,14 +36,22 @@ def inputs_of(
     Returns:
         Plain data: the recipe's keys, and one digest or id for the base, each data set, each
         earlier stage and each object.
+
+    Raises:
+        RecipeError: if the base's weights are not those below the adapter that is continued.
     """
     recipe = {key: value for key, value in stage.resolved().items() if key not in NEUTRAL}
     found: dict[str, Any] = {"recipe": _plain(recipe)}
     base = stage.written.get("model_name_or_path")
     if base:
         found[f"base {base}"] = model_identity(str(base))
+        if (weights := weights_identity(str(base))) is not None:
+            found[f"{WEIGHTS_OF}{base}"] = weights
     for name in _data_names(stage):
         found[f"data {name}"] = data_identity(name)
+    start = stage.written.get("start_from")
+    if base and start is not None:
+        check_weights_below(str(base), Path(earlier.get(start, start)).expanduser())
     for parent in _parents(stage, earlier):
         found[f"from {parent}"] = model_identity(str(earlier.get(parent, parent)))
     for task in stage.written.get("tasks") or ():
@@ -119,6 +130,32 @@ def model_identity(name: str) -> str:
     return f"sha256:{digest_of({file.name: _sample(file) for file in files})}"
 
 
+def weights_identity(name: str) -> str | None:
+    """A digest of the weight files in a folder, as `model_identity` reads them; None without any."""
+    files = sorted(Path(name).expanduser().glob("*.safetensors"))
+    return f"sha256:{digest_of([_sample(file) for file in files])}" if files else None
+
+
+def check_weights_below(base: str, adapter: Path) -> None:
+    """Refuse to continue an adapter over other weights than those it was trained over.
+
+    Args:
+        base: the folder or the Hub id of the base as it is now.
+        adapter: the adapter's folder; nothing is known without its manifest.
+
+    Raises:
+        RecipeError: if the folder of the base holds other weights by now.
+    """
+    recorded = (read_json(adapter / MANIFEST) or {}).get("inputs", {})
+    below = [value for key, value in recorded.items() if key.startswith(WEIGHTS_OF)]
+    now = weights_identity(base)
+    if below and now is not None and below != [now]:
+        raise RecipeError(
+            f"start_from: the weights in {base} are not those that {adapter} was trained over; put "
+            "them back, or train that adapter again over these"
+        )
+
+
 def _sample(file: Path) -> list[Any]:
     """Size of a file, and its bytes at both ends in hexadecimal digests."""
     size = file.stat().st_size
@@ -129,8 +166,11 @@ def _sample(file: Path) -> list[Any]:
 
 
 def object_identity(value: Any) -> str:
-    """A digest of rows, of a model's weights or of a tokenizer; of other objects, their class."""
-    if hasattr(value, "state_dict"):
+    """A digest of rows, of a model's weights, of a tokenizer or of a list; of others, their class.
+
+    The entries of a list that are no rows, such as callbacks, count as `_described` has them.
+    """
+    if hasattr(value, "named_parameters"):
         return f"sums:{weights_digest(value)}"
     if hasattr(value, "get_vocab"):
         parts = (value.get_vocab(), value.special_tokens_map, value.chat_template)
@@ -138,9 +178,36 @@ def object_identity(value: Any) -> str:
     fingerprint = getattr(value, "_fingerprint", None)
     if fingerprint is not None:
         return f"fingerprint:{fingerprint}"
+    if isinstance(value, list | tuple):
+        entries = [
+            dict(entry) if isinstance(entry, Mapping) else _described(entry) for entry in value
+        ]
+        return f"sha256:{digest_of(entries)}"
     if isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value):
         return f"sha256:{digest_of([dict(row) for row in value])}"
     return type(value).__name__
+
+
+def _described(value: Any) -> Any:
+    """An object by its class and the settings it was made with, as far as they are plain.
+
+    A setting is a parameter of the constructor that is a public attribute by the same name, and a
+    number, a text or a truth value. What an object counts or collects while it is used is none:
+    the same object would count as another one afterwards.
+    """
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    kind = value if isinstance(value, type) else type(value)
+    settings: dict[str, Any] = {}
+    if not isinstance(value, type):
+        names = inspect.signature(kind.__init__).parameters
+        held = {name: getattr(value, name, None) for name in names if not name.startswith("_")}
+        settings = {
+            name: setting
+            for name, setting in held.items()
+            if isinstance(setting, str | int | float | bool)
+        }
+    return [kind.__module__, kind.__qualname__, settings]
 
 
 def weights_digest(model: Any) -> str:
