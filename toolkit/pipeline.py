@@ -273,6 +273,8 @@ def tell_defaults(stage: StageRecipe) -> None:
     if differing:
         listed = ", ".join(f"{key} {ours} ({theirs})" for key, (ours, theirs) in differing.items())
         terminal.note(f"defaults that differ from TRL's (its own in brackets): {listed}")
+    if idle := stage.without_effect():
+        terminal.note(f"without effect, for use_peft is false: {', '.join(idle)}")
 
 
 def tell_next(stage: StageRecipe, folder: Path) -> None:

@@ -207,6 +207,7 @@ def test_inspect_counts_from_nought(rows, recipe, capsys):
         ({"lr_scheduler_kwargs": {"foo": 1}}, 5, "foo"),
         ({"model_init_kwargs": {"foo": 1}}, 3, "foo"),
         ({"attn_implementation": "nope"}, 3, "nope"),
+        ({"activation_offloading": True}, 3, "there is no GPU here"),
         ({"pad_token": "<|im_end|>"}, 3, "pad_token: '<|im_end|>' is the stop token"),
         ({"pad_token": "nope"}, 3, "pad_token: 'nope' is not in the tokenizer's vocabulary"),
     ],

@@ -133,8 +133,9 @@ stages:
     assert again.metrics == result.metrics
 
 
-def test_full_fine_tuning_saves_a_whole_model(tiny_base, chats, tmp_path):
+def test_full_fine_tuning_saves_a_whole_model(tiny_base, chats, tmp_path, capsys):
     result = sft(tiny_base, chats, tmp_path / "run", use_peft=False)
+    assert "without effect, for use_peft is false: lora_r" in capsys.readouterr().out
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert result.manifest["verification"]["verified"] == "fresh_load"
     model, words = toolkit.load(tmp_path / "run")

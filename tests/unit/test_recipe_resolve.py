@@ -193,8 +193,6 @@ REFUSED = [
     (BASE + "load_in_4bit: true\nuse_peft: false\n", ":4: load_in_4bit with use_peft: false"),
     (BASE + "load_in_4bit: true\nload_in_8bit: true\n", ":5: load_in_4bit and load_in_8bit"),
     (BASE + "use_peft: false\nstart_from: ./x\n", ":5: start_from continues an adapter"),
-    (BASE + "lora_alpha: 8\nuse_peft: false\n", ":4: lora_alpha has no effect with use_peft: false"),
-    (BASE + "use_peft: false\nuse_dora: true\n", ":5: use_dora has no effect with use_peft: false"),
     (BASE + "lora_task_type: SEQ_CLS\n", ":4: lora_task_type must be CAUSAL_LM for stage 'sft', found SEQ_CLS; leave"),
     (BASE + "fp16: true\nbf16: true\n", ":4: fp16 and bf16"),
     (BASE + "max_steps: 10\nwarmup_steps: 20\n", ":5: warmup_steps 20 is more than max_steps 10"),

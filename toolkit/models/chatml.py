@@ -122,6 +122,7 @@ def take_template(tokenizer: PreTrainedTokenizerBase, path: str, change: Tokeniz
     file = Path(path)
     if file.is_file():
         tokenizer.chat_template = file.read_text(encoding="utf-8")
+        tokenizer.chat_template_origin = f"chat_template_path {path}"  # pyright: ignore[reportAttributeAccessIssue]
         return
     source = load_tokenizer(path)
     template = source.chat_template
@@ -133,6 +134,7 @@ def take_template(tokenizer: PreTrainedTokenizerBase, path: str, change: Tokeniz
     change.added += new
     change.trained += new
     tokenizer.chat_template = template
+    tokenizer.chat_template_origin = f"chat_template_path, of the tokenizer {path}"  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.eos_token = source.eos_token
     change.notes.append(f"chat template: that of {path}; {len(new)} tokens added and trained")
 

@@ -85,12 +85,6 @@ def _check_model(stage: str, written: Mapping[str, Any], where: Where) -> None:
             f"{where('start_from')}: start_from continues an adapter, but use_peft is false; to "
             "train a whole model further, give its folder as model_name_or_path"
         )
-    for key in written:
-        if key.startswith("lora_") or key in ("use_rslora", "use_dora"):
-            raise RecipeError(
-                f"{where(key)}: {key} has no effect with use_peft: false; leave one of the two out "
-                "(in a pipeline, write it in the stages that train an adapter)"
-            )
 
 
 def check_references(

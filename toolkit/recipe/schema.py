@@ -58,6 +58,13 @@ class StageRecipe:
         ours = defaults_of(self.stage, self.written)
         return {key: (value, known[key].default) for key, value in ours.items()}
 
+    def without_effect(self) -> list[str]:
+        """What was written of an adapter where there is none."""
+        if self.get("use_peft", True):
+            return []
+        of_an_adapter = ("use_rslora", "use_dora")
+        return [k for k in self.written if k.startswith("lora_") or k in of_an_adapter]
+
     def resolved(self) -> dict[str, Any]:
         """Plain data for YAML: the stage, its name, what was written, our own defaults."""
         values = {**self.written, **defaults_of(self.stage, self.written)}

@@ -17,7 +17,6 @@ from toolkit.recipe.yaml_file import parse_words, scalar
 # What upstream takes beyond its annotations, by its documentation or its __post_init__.
 ALSO_TAKES = {
     "lora_target_modules": "str",  # "all-linear", or a pattern
-    "lora_target_parameters": "str",
     "fsdp": "bool",
     "scale_rewards": "bool",
     "test_split_size": "int",

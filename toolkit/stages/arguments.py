@@ -22,6 +22,11 @@ def device_arguments(recipe: StageRecipe) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if on_cpu():
+        if recipe.get("activation_offloading"):
+            raise RecipeError(
+                f"{recipe.where['activation_offloading']}: activation_offloading moves activations "
+                "from a GPU to the CPU, and there is no GPU here; leave the key out"
+            )
         found["use_cpu"] = True
         if not recipe.is_written("bf16"):
             found["bf16"] = False

@@ -90,6 +90,7 @@ def prepare(
             assistant_only_loss=recipe["assistant_only_loss"],
             dataset_text_field=recipe["dataset_text_field"],
             num_proc=recipe["dataset_num_proc"],
+            truncation_mode=recipe["truncation_mode"],
         )
         for split, data in (("train", rows.train), ("eval", rows.eval))
         if data is not None

@@ -82,6 +82,7 @@ def assemble(
     """
     if model is not None:
         check_base(model)
+        adapters.check_given(recipe, model)
     set_seed(recipe["seed"])  # the Trainer sets it too, but after the adapter's weights are drawn
     parent = starting_point(recipe, earlier)
     if parent is not None:
@@ -95,7 +96,7 @@ def assemble(
     chatml.fit_embeddings(base, data.tokenizer, data.change)
     trained: PreTrainedModel | PeftModel = base
     if parent is not None:
-        trained = adapters.continue_from(base, parent)
+        trained = adapters.continue_from(base, parent, data.change)
     elif recipe["use_peft"]:
         trained = adapters.attach(base, recipe, data.change)
     tell(data, trained)
