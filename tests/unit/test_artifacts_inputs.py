@@ -1,15 +1,21 @@
 """What counts as an input: whatever changes what a stage gives changes its inputs, and no more."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerCallback
 
 from tests import tiny
-from toolkit.artifacts.inputs import inputs_of, object_identity
-from toolkit.artifacts.manifest import MANIFEST, changed_inputs, write_json
+from toolkit.artifacts import model_files
+from toolkit.artifacts.inputs import inputs_of, model_identity, object_identity
+from toolkit.artifacts.manifest import MANIFEST, changed_inputs, sha256_of, write_json
 from toolkit.errors import RecipeError
-from toolkit.recipe import recipe_from_keywords
+from toolkit.recipe import keys_of, recipe_from_keywords
 
 
 def given(stage="sft", **keys):
@@ -125,3 +131,170 @@ def test_an_adapter_is_continued_over_the_weights_it_was_trained_over(tmp_path):
     tiny.save_base(base, seed=5)
     with pytest.raises(RecipeError, match=r"are not those that .* was trained over; put them back"):
         inputs(start_from=str(adapter))
+
+
+@pytest.mark.parametrize("entry", ["json", "folder", "below", "recursive"])
+def test_a_file_more_that_fits_a_pattern_is_another_input(entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "sk" / "data"
+    folder.mkdir(parents=True)
+    tiny.save_rows(folder / "a.jsonl", tiny.ROWS)
+    datasets = [
+        {
+            "json": {"path": "json", "data_files": "sk/data/*.jsonl"},
+            "folder": {"path": "json", "data_dir": "sk", "data_files": {"train": "data/*.jsonl"}},
+            "below": {"path": "sk/data", "data_files": str(folder / "*.jsonl")},
+            "recursive": {"path": "json", "data_files": ["sk/**/*.jsonl"]},
+        }[entry]
+    ]
+    before = given(datasets=datasets)
+    assert given(datasets=datasets) == before
+    tiny.save_rows(folder / "b.jsonl", tiny.ROWS[:1])
+    after = given(datasets=datasets)
+    changed = changed_inputs(before, after)
+    assert changed
+    assert all(phrase.endswith("its content changed") for phrase in changed)
+    tiny.save_rows(folder / "b.jsonl", tiny.ROWS[1:2])
+    assert given(datasets=datasets) != after
+
+
+def test_each_file_that_a_model_is_loaded_from_counts(tmp_path):
+    base = tiny.save_base(tmp_path / "base")
+    seen = [model_identity(str(base))]
+    for name in (
+        "config.json", "tokenizer.json", "chat_template.jinja", "vocab.json", "vocab.txt",
+        "merges.txt", "tokenizer.model", "modeling_own.py", "added_tokens.json",
+    ):  # fmt: skip
+        (base / name).write_text("{}")
+        seen.append(model_identity(str(base)))
+    (base / "pytorch_model.bin").write_bytes(b"1")
+    assert model_identity(str(base)) == seen[-1]  # safetensors are what is loaded
+    (base / "model.safetensors").unlink()
+    for content in (b"1", b"2"):
+        (base / "pytorch_model.bin").write_bytes(content)
+        seen.append(model_identity(str(base)))
+    assert len(set(seen)) == len(seen)
+    for record in ("stage.json", "report.json", "trainer_state.json", "log.jsonl", "README.md"):
+        (base / record).write_text("{}")
+    assert model_identity(str(base)) == seen[-1]
+
+
+def test_a_parent_that_changed_under_its_manifest_is_noticed(tmp_path):
+    write_json(tmp_path / MANIFEST, {"inputs": {}, "outputs": {"adapter_model.safetensors": {}}})
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
+    before = model_identity(str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    assert model_identity(str(tmp_path)) != before
+
+
+def test_a_change_in_the_middle_of_the_weights_is_noticed(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(5 << 20))
+    before = model_identity(str(tmp_path))
+    with file.open("r+b") as stream:
+        stream.seek(5 << 19)
+        stream.write(b"x")
+    assert model_identity(str(tmp_path)) != before
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """The files that were read, with every file large and old enough to be remembered."""
+    found = []
+
+    def reading(file):
+        found.append(file.name)
+        return sha256_of(file)
+
+    monkeypatch.setattr(model_files, "sha256_of", reading)
+    monkeypatch.setattr(model_files, "REMEMBERED_FROM", 0)
+    monkeypatch.setattr(model_files, "SETTLED_NS", -1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return found
+
+
+def test_a_large_file_is_read_once_and_again_when_it_changed(tmp_path, read):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first = model_files.file_digest(file)
+    assert (model_files.file_digest(file), read) == (first, [file.name])
+    (note,) = (tmp_path / "cache" / "toolkit" / "sha256").iterdir()
+    assert json.loads(note.read_text())["sha256"] == first
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(b"two")
+    os.utime(file, ns=times)  # its time of change remains
+    assert model_files.file_digest(file) != first
+    assert len(read) == 2
+    note.write_text("{")
+    model_files.file_digest(file)
+    assert len(read) == 3
+
+
+def test_what_was_just_written_or_cannot_be_noted_is_read_again(tmp_path, read, monkeypatch):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    monkeypatch.setattr(model_files, "SETTLED_NS", 10**12)
+    assert [model_files.file_digest(file) for _ in range(2)]
+    monkeypatch.setattr(model_files, "SETTLED_NS", -1)
+    (tmp_path / "cache").write_text("a file is in the way")
+    assert [model_files.file_digest(file) for _ in range(2)]
+    assert len(read) == 4
+
+
+def test_the_cache_of_the_hub_names_weights_by_their_digest(tmp_path, read):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for name, blob in (("model.safetensors", "a" * 64), ("config.json", "b" * 40)):
+        (blobs / blob).write_text("{}")
+        (snapshot / name).symlink_to(blobs / blob)
+    assert model_files.file_digest(snapshot / "model.safetensors") == "a" * 64
+    assert not read
+    model_files.file_digest(snapshot / "config.json")
+    assert read == ["b" * 40]  # a Git name, which is no SHA-256 of the content
+
+
+def test_several_processes_note_one_file(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    code = (
+        "import sys, pathlib; from toolkit.artifacts import model_files as m\n"
+        "m.REMEMBERED_FROM, m.SETTLED_NS = 0, -1\n"
+        "for _ in range(50):\n"
+        "    for note in pathlib.Path(sys.argv[2]).glob('toolkit/sha256/*.json'):\n"
+        "        note.unlink(missing_ok=True)\n"
+        "    print(m.file_digest(pathlib.Path(sys.argv[1])))\n"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(file), str(tmp_path / "cache")], text=True,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, stdout=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    said = [process.communicate()[0].split() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert {digest for lines in said for digest in lines} == {model_files.sha256_of(file)}
+    (note,) = (tmp_path / "cache" / "toolkit" / "sha256").iterdir()
+    assert json.loads(note.read_text())["sha256"] == said[0][0]
+
+
+@pytest.mark.parametrize("stage", ["sft", "evaluate"])
+def test_a_default_that_is_written_is_no_change(stage):
+    needed = {"model_name_or_path": "somebody/base"}
+    needed |= {"dataset_name": "a/b"} if stage == "sft" else {"tasks": [{"name": "a", "rows": []}]}
+    plain = recipe_from_keywords(stage, **needed).stages[0]
+    before = json.loads(json.dumps(inputs_of(plain, {}, {})))
+    for key in keys_of(stage).keys() - needed.keys() - {"stage", "name", "hub_token"}:
+        written = recipe_from_keywords(stage, **needed, **{key: plain[key]}).stages[0]
+        now = inputs_of(written, {}, {})
+        assert changed_inputs(before, now) == [], key
+        assert changed_inputs(json.loads(json.dumps(now)), before) == [], key
+
+
+def test_a_change_of_a_key_that_was_left_out_starts_at_its_default():
+    before = given(dataset_name="a/b")
+    assert changed_inputs(before, given(dataset_name="a/b", seed=7)) == ["seed: 42 → 7"]
+    assert changed_inputs(given(dataset_name="a/b", lora_r=8), before) == ["lora_r: 8 → 16"]
+    old = {"recipe": {**before["recipe"], "of_old": 1}}
+    assert changed_inputs(old, before) == ["of_old: 1 → 'absent'"]

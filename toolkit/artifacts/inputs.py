@@ -1,11 +1,13 @@
 """What a stage's result depends on, as digests: if none of it changed, the stage need not run."""
 
+import glob
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts.manifest import MANIFEST, digest_of, digest_of_files, read_json, sha256_of
+from toolkit.artifacts.model_files import file_digest, model_files, weight_files
 from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
 
@@ -18,9 +20,6 @@ NEUTRAL = {
     "hub_revision", "dataset_num_proc", "dataloader_num_workers",
 }  # fmt: skip
 WEIGHTS_OF = "weights of "
-SAMPLED_BYTES = 1 << 20  # of a large weight file, what is read from its start and its end
-MODEL_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json",
-               "tokenizer_config.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
 
 
 def inputs_of(
@@ -76,9 +75,11 @@ def _data_names(stage: StageRecipe) -> list[str]:
     written = stage.written
     names = [written.get("dataset_name"), written.get("chat_template_path")]
     for entry in written.get("datasets") or ():
-        files, folder = _field(entry, "data_files"), _field(entry, "data_dir") or ""
-        names += [_field(entry, "path")]
-        names += [str(Path(folder, file)) for file in _strings(files)]
+        path, folder = _field(entry, "path"), _field(entry, "data_dir") or ""
+        names += [path]
+        below = [Path(folder), *([Path(path, folder)] if Path(path).is_dir() else [])]
+        files = [Path(file).expanduser() for file in _strings(_field(entry, "data_files"))]
+        names += [str(place / file) for place in below for file in files]
     for task in written.get("tasks") or ():
         names += [_field(task, "dataset_name"), _field(task, "few_shot")]
     return list(dict.fromkeys(name for name in names if isinstance(name, str)))
@@ -105,35 +106,38 @@ def _parents(stage: StageRecipe, earlier: Mapping[str, Path]) -> list[str]:
 
 
 def data_identity(name: str) -> str:
-    """A digest of a file or folder; of a Hub id, the id (its revision is a key of its own)."""
+    """A digest of a file, a folder or the files that a pattern such as `data/*.jsonl` fits by now.
+
+    Of a Hub id it is the id: its revision is a key of its own.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         return f"sha256:{sha256_of(path)}"
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return f"sha256:{digest_of_files(path, files)}"
+    fitting = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(name) else []
+    if files := [Path(file) for file in fitting if Path(file).is_file()]:
+        return f"sha256:{digest_of({str(file): sha256_of(file) for file in files})}"
     return name
 
 
 def model_identity(name: str) -> str:
-    """What a model or an adapter is: its manifest's outputs, a digest of its files, or its id.
+    """What a model or an adapter is: a digest of its files as they are now, or its Hub id.
 
-    Weight files are sampled, at both ends and by size: a base may have tens of gigabytes.
+    A manifest beside them is not asked: it says what the files were when they were written.
     """
     path = Path(name).expanduser()
     if not path.is_dir():
         return name
-    finished = read_json(path / MANIFEST)
-    if finished is not None:
-        return f"sha256:{digest_of(finished['outputs'])}"
-    files = sorted(file for pattern in MODEL_FILES for file in path.glob(pattern))
-    return f"sha256:{digest_of({file.name: _sample(file) for file in files})}"
+    files = {file.relative_to(path).as_posix(): file_digest(file) for file in model_files(path)}
+    return f"sha256:{digest_of(files)}"
 
 
 def weights_identity(name: str) -> str | None:
-    """A digest of the weight files in a folder, as `model_identity` reads them; None without any."""
-    files = sorted(Path(name).expanduser().glob("*.safetensors"))
-    return f"sha256:{digest_of([_sample(file) for file in files])}" if files else None
+    """A digest of the weight files in a folder, whatever they are called; None without any."""
+    files = weight_files(Path(name).expanduser())
+    return f"sha256:{digest_of([file_digest(file) for file in files])}" if files else None
 
 
 def check_weights_below(base: str, adapter: Path) -> None:
@@ -154,15 +158,6 @@ def check_weights_below(base: str, adapter: Path) -> None:
             f"start_from: the weights in {base} are not those that {adapter} was trained over; put "
             "them back, or train that adapter again over these"
         )
-
-
-def _sample(file: Path) -> list[Any]:
-    """Size of a file, and its bytes at both ends in hexadecimal digests."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(SAMPLED_BYTES)
-        stream.seek(max(0, size - SAMPLED_BYTES))
-        return [size, digest_of(head.hex()), digest_of(stream.read().hex())]
 
 
 def object_identity(value: Any) -> str:

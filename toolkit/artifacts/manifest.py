@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from toolkit.recipe import StageRecipe
+
 MANIFEST = "stage.json"
 STARTED = "started.json"
 LIBRARIES = (
@@ -122,23 +124,38 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def changed_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two sets of inputs, one short phrase each, recipe keys by their name."""
+    """What differs between two sets of inputs, one short phrase each, recipe keys by their name.
+
+    A key that one of the two leaves out has its default there.
+    """
     phrases = []
     for part in sorted({*before, *now}):
         old, new = before.get(part), now.get(part)
         if old == new:
             continue
         if part == "recipe" and isinstance(old, Mapping) and isinstance(new, Mapping):
+            values = {key: (_in_force(old, key), _in_force(new, key)) for key in {*old, *new}}
             phrases += [
-                f"{key}: {old.get(key, 'absent')!r} → {new.get(key, 'absent')!r}"
-                for key in sorted({*old, *new})
-                if old.get(key) != new.get(key)
+                f"{key}: {one!r} → {other!r}"
+                for key, (one, other) in sorted(values.items())
+                if one != other
             ]
         elif part in before and part in now:
             phrases.append(f"{part}: its content changed")
         elif part.startswith("object "):  # what another name replaces shows as a recipe key
             phrases.append(f"{part}: {'given' if part in now else 'not given'} now")
     return phrases
+
+
+def _in_force(recipe: Mapping[str, Any], key: str) -> Any:
+    """A key's value in a recipe as a manifest holds it: what is there, else the stage's default."""
+    if key in recipe:
+        return recipe[key]
+    try:
+        default = StageRecipe(str(recipe.get("stage")), "", recipe, {})[key]
+    except KeyError:  # written by a version that knows other keys or stages
+        return "absent"
+    return json.loads(json.dumps(default, default=str))
 
 
 def damaged_outputs(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
