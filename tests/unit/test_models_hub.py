@@ -76,6 +76,44 @@ def test_what_the_hub_refuses_is_one_line_and_code_6(keys, said, hub, tmp_path):
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("adapter", "code", "said"),
+    [
+        ("org/missing", 6, "org/missing: no such repository on the Hub"),
+        ("org/base", 3, "start_from: org/base holds no adapter_config.json"),
+    ],
+)
+def test_an_adapter_that_the_hub_does_not_have_is_one_line(
+    adapter, code, said, hub, tmp_path, tiny_base
+):
+    done = sft(hub, tmp_path, model_name_or_path=str(tiny_base), start_from=adapter)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stderr
+
+
+def test_an_adapter_that_cannot_be_asked_for_is_not_said_to_be_none(tmp_path, tiny_base):
+    done = sft(
+        "http://127.0.0.1:9", tmp_path, model_name_or_path=str(tiny_base), start_from="owner/x",
+        dataset_name=str(ROOT / "recipes/quickstart/chats.jsonl"),
+    )  # fmt: skip
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "owner/x: not in the local cache and the Hub cannot be reached" in done.stderr
+
+
+def test_a_model_in_the_cache_is_no_adapter_without_a_connection(hub, tmp_path):
+    """A snapshot holds no word of the files that a repository does not have."""
+    fetch = "import huggingface_hub as h; h.snapshot_download('org/base')"
+    ask = "from toolkit.models.load import adapter_config; print(adapter_config('org/base'))"
+    for endpoint, code in ((hub, fetch), ("http://127.0.0.1:9", ask)):
+        changed = environment(endpoint, tmp_path / "cache") | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | changed, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "None"
+
+
 def test_a_hub_that_does_not_answer_is_said_at_once(tmp_path):
     done = sft(
         "http://127.0.0.1:9", tmp_path, dataset_name=str(ROOT / "recipes/quickstart/chats.jsonl")

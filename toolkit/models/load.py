@@ -10,14 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HTTPError
 from peft import AutoPeftModelForCausalLM
 from transformers import (
     AutoConfig,
@@ -30,7 +23,8 @@ from transformers import (
 from transformers.utils.hub import cached_file
 from trl import ModelConfig, get_quantization_config
 
-from toolkit.errors import HubError, RecipeError, ToolkitError
+from toolkit.errors import RecipeError, ToolkitError
+from toolkit.models.load_failures import broken_files, hub_error, out_of_reach
 from toolkit.recipe import StageRecipe
 
 CHECK_TIMEOUT_S = 10
@@ -57,43 +51,18 @@ def check_model_path(name: str) -> None:
         raise RecipeError(f"{name}: no such folder ({path.absolute()}); check the path")
 
 
-def hub_error(error: Exception, name: str) -> ToolkitError | None:
-    """The one line for a failure to load `name`; None if the failure is something else."""
-    page = f"{constants.ENDPOINT}/{name}"
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    for cause in causes:
-        if isinstance(cause, GatedRepoError):
-            return HubError(
-                f"{name}: access is gated; accept the terms at {page}, then run `hf auth login`"
-            )
-        if isinstance(cause, RevisionNotFoundError):
-            return HubError(f"{name}: no such revision on the Hub; see {page}/commits/main")
-        if isinstance(cause, RepositoryNotFoundError):
-            return HubError(
-                f"{name}: no such repository on the Hub, or it is private; "
-                f"check {page}, or run `hf auth login`"
-            )
-        if isinstance(cause, HFValidationError):
-            return RecipeError(
-                f"{name}: neither a folder here nor a Hub id of the form NAMESPACE/NAME"
-            )
-        if isinstance(cause, LocalEntryNotFoundError):
-            return HubError(
-                f"{name}: not in the local cache and the Hub cannot be reached (offline); "
-                "connect once, or name a local folder"
-            )
-    if isinstance(error, OSError) and constants.ENDPOINT in str(error):
-        return HubError(f"{name}: the Hub could not give it ({str(error).splitlines()[0]})")
-    return None
-
-
 @contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Turn a failure to load `name` inside the block into one line that names it."""
+def loading(name: str, *, shown: str | None = None) -> Iterator[None]:
+    """Turn a failure to load `name` inside the block into one line that names it.
+
+    Args:
+        name: a folder or a Hub id.
+        shown: what to name where files are broken, if the block reads others too.
+
+    Raises:
+        RecipeError: if the folder is none of a model, or a file cannot be read.
+        HubError: if the Hub does not have it or does not give it.
+    """
     check_model_path(name)
     is_local = Path(name).expanduser().is_dir()
     try:
@@ -102,7 +71,7 @@ def loading(name: str) -> Iterator[None]:
     except ToolkitError:
         raise
     except Exception as error:
-        line = hub_error(error, name)
+        line = hub_error(error, name) or broken_files(error, shown or name, Path(name).expanduser())
         if line is None:
             raise
         raise line from error
@@ -291,8 +260,13 @@ def load_adapter(name: str, adapter: dict[str, Any], **kwargs: Any) -> Any:
         adapter: its adapter_config.json.
         **kwargs: what `from_pretrained` is given for the base.
     """
-    base = adapter["base_model_name_or_path"]
-    with loading(base):
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise RecipeError(
+            f"{name}/adapter_config.json: base_model_name_or_path names no base, so the adapter "
+            "cannot be loaded by itself; write the base's folder or Hub id there"
+        )
+    with loading(base, shown=f"{name} over {base}"):
         kwargs["dtype"] = device_dtype(
             base, kwargs.get("dtype", "auto"), revision=adapter.get("revision") or "main"
         )
@@ -304,15 +278,30 @@ def load_adapter(name: str, adapter: dict[str, Any], **kwargs: Any) -> Any:
 
 
 def adapter_config(name: str) -> dict[str, Any] | None:
-    """The adapter_config.json of a folder or a Hub id, as a dict; None for a full model."""
-    path = Path(name) / "adapter_config.json"
+    """The adapter_config.json of a folder or a Hub id, as a dict; None for a full model.
+
+    Raises:
+        RecipeError: if it is no JSON object.
+        HubError: if the Hub does not answer, and the cache holds neither an adapter nor a model.
+    """
+    path = Path(name).expanduser() / "adapter_config.json"
     if not path.parent.is_dir():
         with loading(name):
             found = cached_file(name, path.name, _raise_exceptions_for_missing_entries=False)
         if found is None:
+            is_model = isinstance(try_to_load_from_cache(name, "config.json"), str)
+            if not is_model and not hub_answers(constants.ENDPOINT):
+                raise out_of_reach(name)
             return None
         path = Path(found)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with loading(name):
+        config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        found = type(config).__name__
+        raise RecipeError(f"{path}: expected a JSON object, found {found}; put the file back")
+    return config
 
 
 def stop_token_ids(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
