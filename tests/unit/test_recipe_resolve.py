@@ -10,6 +10,7 @@ from toolkit.errors import RecipeError, UsageError
 from toolkit.recipe import describe, keys_of, load_recipe, recipe_from_flags, recipe_from_keywords
 
 BASE = "stage: sft\nmodel_name_or_path: org/base\ndataset_name: rows.jsonl\n"
+MIXED = BASE.replace("dataset_name: rows.jsonl", "datasets: [{path: rows.jsonl}]")
 SHA = "0123456789abcdef0123456789abcdef01234567"
 PIPELINE = """\
 model_name_or_path: org/base
@@ -215,6 +216,10 @@ REFUSED = [
     ("stages: {}\n", ":1: stages must be a list"), ("stages: []\n", ":1: stages must be a list"),
     ("stages: [sft]\n", ":1: an entry of stages must be a mapping"),
     ("stages:\n  - dataset_name: x\n", ":2: the recipe has no `stage`"),
+    (MIXED + "dataset_config: nonsense\n", ":4: dataset_config goes with dataset_name and says nothing about datasets; write `name: nonsense` inside the entry"),
+    (MIXED + "dataset_train_split: 'train[:2]'\n", ":4: dataset_train_split goes with dataset_name and says nothing about datasets; write `split: train[:2]` inside"),
+    (MIXED + "dataset_test_split: held_out\n", ":4: dataset_test_split goes with dataset_name and says nothing about datasets; write test_split_size"),
+    (MIXED + "dataset_revision: v1\n", ":4: dataset_revision goes with dataset_name and says nothing about datasets; an entry has no revision"),
     ("datasets:\n  - path: a\n  - pathh: b\n" + BASE.replace("dataset_name: rows.jsonl\n", ""), ":3: unknown field 'pathh' of datasets entry 2; did you mean 'path'?"),
     ("datasets:\n  - split: a\n" + BASE.replace("dataset_name: rows.jsonl\n", ""), ":2: datasets entry 1 needs 'path'"),
     ("datasets:\n  - path: a\n    columns: 3\n" + BASE.replace("dataset_name: rows.jsonl\n", ""), ":3: columns must be a list of words or null"),
@@ -258,6 +263,11 @@ def test_trust_on_the_command_line(load):
     recipe = load(PIPELINE, "--trust_remote_code", trusted)
     assert [stage.written["trust_remote_code"] for stage in recipe.stages] == [trusted] * 3
     assert "trust_remote_code" not in recipe.stages[0].arguments("SFTConfig")
+
+
+def test_defaults_beside_a_mixture_say_nothing_and_are_taken(load):
+    keys = "dataset_config: null\ndataset_train_split: train\ndataset_test_split: test\n"
+    assert load(MIXED + keys).stages[0]["datasets"] == [{"path": "rows.jsonl"}]
 
 
 def test_the_name_of_a_folder_is_a_place(load, tmp_path, monkeypatch):

@@ -9,6 +9,13 @@ from toolkit.errors import RecipeError
 from toolkit.recipe.keys import TRAINING, did_you_mean
 
 Where = Callable[[str], str]
+# Keys of dataset_name that TRL does not read beside datasets: their default, and what is meant.
+OF_ONE_DATA_SET = {
+    "dataset_config": (None, "write `name: {value}` inside the entry"),
+    "dataset_train_split": ("train", "write `split: {value}` inside the entry"),
+    "dataset_test_split": ("test", "write test_split_size to hold rows out"),
+    "dataset_revision": (None, "an entry has no revision; give that data set as dataset_name"),
+}
 
 
 def check_combinations(
@@ -53,6 +60,13 @@ def _check_data(
             f"{where('datasets')}: dataset_name and datasets are both given; TRL would ignore "
             "dataset_name: write one of the two"
         )
+    for key, (default, remedy) in OF_ONE_DATA_SET.items() if written.get("datasets") else ():
+        value = written.get(key, default)
+        if value is not None and value != default:
+            raise RecipeError(
+                f"{where(key)}: {key} goes with dataset_name and says nothing about datasets; "
+                f"{remedy.format(value=value)}"
+            )
     named = written.get("dataset_name") or written.get("datasets")
     if stage in TRAINING and not named and "train_dataset" not in given:
         raise RecipeError(f"{where('')}: stage {stage!r} needs dataset_name (or datasets)")
