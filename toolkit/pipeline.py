@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.artifacts import inputs, manifest
 from toolkit.artifacts.manifest import RunResult, StageResult
@@ -197,7 +198,8 @@ def one_line(folder: Path) -> Iterator[None]:
             raise RecipeError(f"output_dir: {folder} cannot be made ({said})") from error
         if isinstance(error, ImportError) or "to be installed" in said:
             raise RecipeError(f"the recipe needs a package that is not here: {said}") from error
-        if type(error).__module__.partition(".")[0] in NETWORK:
+        from_network = type(error).__module__.partition(".")[0] in NETWORK
+        if from_network and not isinstance(error, StrictDataclassError):
             raise HubError(f"the Hub cannot be reached, or refuses: {said}") from error
         raise
 

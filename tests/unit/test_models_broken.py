@@ -121,3 +121,10 @@ def test_a_broken_adapter_is_not_blamed_on_its_base(base, tmp_path):
     cut(file)
     with pytest.raises(RecipeError, match=rf"^{adapter}: cannot be loaded \(adapter_config\.json"):
         adapter_config(str(adapter))
+
+
+def test_weights_of_another_kind_are_not_drawn_at_random(base):
+    configured(base, model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"])
+    recipe = recipe_from_keywords("sft", model_name_or_path=str(base), dataset_name="x")
+    with pytest.raises(RecipeError, match=r"weights that its config.json asks for are not there"):
+        load_base(recipe.stages[0])

@@ -189,12 +189,22 @@ def load_base(recipe: StageRecipe) -> PreTrainedModel:
     """The base of a recipe: by id and revision or by path, with dtype, attention and quantization.
 
     Raises:
-        RecipeError: if the folder does not exist or keys contradict one another.
+        RecipeError: if the folder does not exist, keys contradict one another, or weights are
+            missing, which transformers would draw at random.
         HubError: if the Hub does not have it or does not give it.
     """
     name = str(recipe["model_name_or_path"])
     with loading(name):
-        return keep_unpacked(AutoModelForCausalLM.from_pretrained(name, **base_arguments(recipe)))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, **base_arguments(recipe)
+        )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise RecipeError(
+            f"{name}: {len(missing):,} weights that its config.json asks for are not there, such as "
+            f"{missing[0]}; name a checkpoint of a causal language model, whole and of one kind"
+        )
+    return keep_unpacked(model)
 
 
 def keep_unpacked(model: Any) -> Any:

@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.models import adapters, chatml
-from toolkit.models.load import base_arguments, load_base
+from toolkit.models.load import base_arguments, load_base, loading
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.finish import prove, save, train
@@ -96,7 +96,8 @@ def assemble(
     chatml.fit_embeddings(base, data.tokenizer, data.change)
     trained: PreTrainedModel | PeftModel = base
     if parent is not None:
-        trained = adapters.continue_from(base, parent, data.change)
+        with loading(parent):
+            trained = adapters.continue_from(base, parent, data.change)
     elif recipe["use_peft"]:
         trained = adapters.attach(base, recipe, data.change)
     tell(data, trained)
