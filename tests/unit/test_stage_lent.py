@@ -46,12 +46,12 @@ def test_objects_go_where_a_recipe_takes_names(model, tmp_path):
 def test_a_model_comes_back_as_it_was(model, tmp_path):
     before = copy.deepcopy(model.state_dict())
     expected = log_probabilities(model, PROBE)
-    settings = model.generation_config.to_dict(), model.config.pad_token_id
+    settings = model.generation_config.to_dict(), model.config.to_dict()
     sft(tmp_path, model=model)
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(log_probabilities(model, PROBE)[0], expected[0])
-    assert (model.generation_config.to_dict(), model.config.pad_token_id) == settings
+    assert (model.generation_config.to_dict(), model.config.to_dict()) == settings
     assert all(weight.requires_grad for weight in model.parameters())
 
 

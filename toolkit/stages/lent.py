@@ -38,7 +38,8 @@ def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
     embedding: Any = model.get_input_embeddings()
     rows, was_training = embedding.weight.shape[0], model.training
     text: Any = model.config.get_text_config()
-    pad, generation = text.pad_token_id, copy.deepcopy(model.generation_config)
+    pad, cache = text.pad_token_id, model.config.use_cache
+    generation = copy.deepcopy(model.generation_config)
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     try:
         yield loan
@@ -48,7 +49,8 @@ def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
             embedding = model.get_input_embeddings()
             if embedding.weight.shape[0] > rows:
                 model.resize_token_embeddings(rows, mean_resizing=False)
-            text.pad_token_id, model.generation_config = pad, generation
+            text.pad_token_id, model.config.use_cache = pad, cache
+            model.generation_config = generation
             for name, weight in model.named_parameters():
                 weight.requires_grad_(name in trainable)
             model.train(was_training)
