@@ -14,6 +14,10 @@ from toolkit.errors import RecipeError
 from toolkit.models.load import load_tokenizer
 
 
+# what transformers' Trainer and new tokens change in a config
+SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+
+
 @dataclass
 class Loan:
     """What the block made of the model.
@@ -38,7 +42,7 @@ def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
     embedding: Any = model.get_input_embeddings()
     rows, was_training = embedding.weight.shape[0], model.training
     text: Any = model.config.get_text_config()
-    pad, cache = text.pad_token_id, model.config.use_cache
+    settings = {key: getattr(text, key) for key in SETTINGS if hasattr(text, key)}
     generation = copy.deepcopy(model.generation_config)
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     try:
@@ -49,7 +53,7 @@ def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
             embedding = model.get_input_embeddings()
             if embedding.weight.shape[0] > rows:
                 model.resize_token_embeddings(rows, mean_resizing=False)
-            text.pad_token_id, model.config.use_cache = pad, cache
+            vars(text).update(settings)
             model.generation_config = generation
             for name, weight in model.named_parameters():
                 weight.requires_grad_(name in trainable)
