@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.errors import RecipeError
 from toolkit.models.load import load_tokenizer
 
-
 # what transformers' Trainer and new tokens change in a config
 SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
