@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 _HOMES = {
+    "pretrain": "toolkit.pipeline",
     "sft": "toolkit.pipeline",
     "evaluate": "toolkit.pipeline",
     "run": "toolkit.pipeline",
@@ -23,7 +24,7 @@ _HOMES = {
     "ToolkitError": "toolkit.errors",
 }
 # pyright: reportUnsupportedDunderAll=false
-__all__ = ["ToolkitError", "__version__", "build", "evaluate", "load", "run", "sft"]
+__all__ = ["ToolkitError", "__version__", "build", "evaluate", "load", "pretrain", "run", "sft"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
 from toolkit.stages import terminal
+from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import is_first_process, meet, processes
 from toolkit.stages.resources import Usage
 
@@ -43,6 +44,11 @@ def run(recipe: str | Path, *, overwrite: bool = False, **overrides: Any) -> Run
         ToolkitError: one of its children; the message says what to do.
     """
     return run_recipe(load_recipe(recipe, keywords=overrides), overwrite=overwrite)
+
+
+def pretrain(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """Pretraining of a small base; keywords are recipe keys, or `train_dataset=` and so on."""
+    return run_stage("pretrain", overwrite=overwrite, **keys)
 
 
 def sft(*, overwrite: bool = False, **keys: Any) -> StageResult:
@@ -118,6 +124,7 @@ def run_recipe(
         meet()
     if recipe.is_pipeline and is_first_process():
         gather_reports(recipe)
+        after_run(recipe)
     return result
 
 
@@ -166,7 +173,7 @@ def run_one(
         if is_first_process():
             write_manifest(stage, folder, given, result, usage)
     if is_first_process():
-        tell_next(stage, folder)
+        after_stage(stage, folder)
     return result
 
 
@@ -277,29 +284,6 @@ def tell_defaults(stage: StageRecipe) -> None:
         terminal.note(f"defaults that differ from TRL's (its own in brackets): {listed}")
     if idle := stage.without_effect():
         terminal.note(f"without effect, for use_peft is false: {', '.join(idle)}")
-
-
-def tell_next(stage: StageRecipe, folder: Path) -> None:
-    """Print what to do with what was trained; each line can be pasted as it stands.
-
-    transformers 5.23 serves whole models only, so an adapter is merged into a copy of its base.
-    """
-    if stage.stage == "evaluate":
-        return
-    served = folder
-    lines = [("load", f"model, tokenizer = toolkit.load({str(folder)!r})")]
-    if stage["use_peft"]:
-        served = folder.with_name(f"{folder.name}-merged")
-        call = f"m, t = toolkit.load({str(folder)!r}); m = m.merge_and_unload()"
-        kept = f"m.save_pretrained({str(served)!r}); t.save_pretrained({str(served)!r})"
-        lines.append(("merge", f'python -c "import toolkit; {call}; {kept}"'))
-    lines += [
-        ("serve", f"transformers serve {served}     # pip install 'toolkit[serve]'"),
-        ("chat", f"transformers chat {served}      # in another terminal"),
-        ("push", f'hf upload USER/NAME {folder} --exclude "checkpoint-*" --private'),
-    ]
-    for word, line in lines:
-        terminal.command(word, line)
 
 
 def stage_module(stage: str) -> Any:

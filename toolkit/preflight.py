@@ -20,7 +20,9 @@ def trained_stages(recipe: Recipe) -> list[StageRecipe]:
     found = [stage for stage in recipe.stages if stage.stage == "sft"]
     if not found:
         names = ", ".join(stage.stage for stage in recipe.stages)
-        raise RecipeError(f"{recipe.path}: no stage here trains on rows (found: {names})")
+        raise RecipeError(
+            f"{recipe.path}: no stage here trains with a mask (found: {names}); inspect shows that of sft"
+        )
     return found
 
 

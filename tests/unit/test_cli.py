@@ -108,7 +108,7 @@ def test_run_then_inspect(recipe, capsys):
     assert {"row", "input_ids", "labels", "text", "spans"} <= rows[0].keys()
 
 
-def test_the_line_to_merge_can_be_pasted(recipe, tmp_path, capsys):
+def test_the_lines_in_python_can_be_pasted(recipe, tmp_path, capsys):
     """What the end of a stage says is run as it stands, and gives the adapter's own answers."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -117,11 +117,11 @@ def test_the_line_to_merge_can_be_pasted(recipe, tmp_path, capsys):
 
     assert cli.main(["run", recipe(learning_rate=1e-2)]) == 0
     printed = capsys.readouterr().out
-    (line,) = (
-        row.split(maxsplit=1)[1] for row in printed.splitlines() if "merge_and_unload" in row
-    )
-    line = line.replace("python", f'"{sys.executable}"', 1)
-    subprocess.run(line, shell=True, check=True, cwd=ROOT, capture_output=True)
+    _, _, after = printed.partition("   in Python")
+    pasted = [line.strip() for line in after.split("   in a shell")[0].splitlines()[1:]]
+    assert len(pasted) == 4
+    done = [sys.executable, "-c", "\n".join(pasted)]
+    subprocess.run(done, check=True, cwd=ROOT, capture_output=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run-merged")
     model, _ = toolkit.load(tmp_path / "run")
     ids = torch.tensor([[5, 6, 7, 257, 258]])

@@ -32,7 +32,8 @@ def check_combinations(
     Raises:
         RecipeError: for the first combination that is wrong.
     """
-    if not written.get("model_name_or_path") and "model" not in given:
+    needs_base = stage != "pretrain" and "model" not in given
+    if needs_base and not written.get("model_name_or_path"):
         raise RecipeError(f"{where('')}: stage {stage!r} needs model_name_or_path")
     if stage == "evaluate":
         if not written.get("tasks"):

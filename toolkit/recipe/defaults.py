@@ -20,7 +20,7 @@ def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:
             its float32 too: a bf16 weight cannot take steps of full fine-tuning's size.
     """
     ours: dict[str, Any] = {}
-    if stage not in TRAINING or written.get("use_peft", stage in ADAPTED):
+    if stage != "pretrain" and (stage not in TRAINING or written.get("use_peft", True)):
         ours["dtype"] = "auto"
     if stage == "sft":
         ours["assistant_only_loss"] = True

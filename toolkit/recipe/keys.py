@@ -8,9 +8,10 @@ from typing import Any
 
 from toolkit.recipe.upstream import ENUMS, Field, fields_of, members_of
 
-# stage -> TRL's configuration of its trainer; PPO here is GRPO's trainer with a value adapter
+# stage -> the configuration of its trainer: transformers' own where a base is made, else TRL's;
+# PPO here is GRPO's trainer with a value adapter
 CONFIGS: Mapping[str, str | None] = {
-    "pretrain": "SFTConfig",
+    "pretrain": "TrainingArguments",
     "sft": "SFTConfig",
     "reward": "RewardConfig",
     "dpo": "DPOConfig",
@@ -19,7 +20,7 @@ CONFIGS: Mapping[str, str | None] = {
     "evaluate": None,
 }
 STAGES = tuple(CONFIGS)
-STAGES_AVAILABLE = ("sft", "evaluate")
+STAGES_AVAILABLE = ("pretrain", "sft", "evaluate")
 TRAINING = tuple(stage for stage, config in CONFIGS.items() if config)
 
 OURS = "toolkit"
@@ -63,19 +64,39 @@ TRUST = _own(
 )
 TRAINING_KEYS = (
     _own(
-        "start_from",
-        "str | None",
-        None,
-        "The adapter whose copy is trained on: an earlier stage's name, a folder or a Hub id.",
-    ),
-    _own(
         "global_batch_size",
         "int | None",
         None,
         "What one optimizer step sees on any number of devices; the accumulation is derived.",
     ),
     _own("dataset_revision", "str | None", None, "The revision of dataset_name on the Hub."),
+)
+ADAPTER_KEYS = (
+    _own(
+        "start_from",
+        "str | None",
+        None,
+        "The adapter whose copy is trained on: an earlier stage's name, a folder or a Hub id.",
+    ),
     TRUST,
+)
+PRETRAIN_KEYS = (
+    _own("model_type", "str", "llama", "The architecture, by transformers' name for it."),
+    _own(
+        "config_overrides",
+        "dict[str, Any] | None",
+        None,
+        "Keys of that architecture's config that differ from its defaults.",
+    ),
+    _own(
+        "attn_implementation",
+        "str | None",
+        None,
+        "Which attention implementation to use; by default what transformers chooses.",
+    ),
+    _own("vocab_size", "int", 32_000, "Tokens of the byte-level BPE that is trained, at most."),
+    _own("max_length", "int", 1024, "Length of a block of documents, in tokens."),
+    _own("dataset_num_proc", "int | None", None, "Processes that tokenize the documents."),
 )
 REWARD_KEYS = (
     _own(
@@ -115,7 +136,7 @@ def keys_of(stage: str) -> Mapping[str, Key]:
     config = CONFIGS[stage]
     found = {key.name: key for key in (*NAMING, *_own_keys(stage))}
     owners = (
-        "ModelConfig",
+        *(("ModelConfig",) if stage != "pretrain" else ()),
         *((config, "ScriptArguments", "DatasetMixtureConfig") if config else ()),
     )
     for owner in owners:
@@ -128,8 +149,10 @@ def keys_of(stage: str) -> Mapping[str, Key]:
 def _own_keys(stage: str) -> tuple[Key, ...]:
     if stage not in TRAINING:
         return EVALUATE_KEYS
+    if stage == "pretrain":
+        return (*TRAINING_KEYS, *PRETRAIN_KEYS)
     rewarded = REWARD_KEYS if stage in ("grpo", "ppo") else ()
-    return (*TRAINING_KEYS, *rewarded, *(PPO_KEYS if stage == "ppo" else ()))
+    return (*ADAPTER_KEYS, *TRAINING_KEYS, *rewarded, *(PPO_KEYS if stage == "ppo" else ()))
 
 
 def _of_training_only(name: str) -> bool:

@@ -6,12 +6,14 @@ and every successor to being a key.
 
 from typing import NamedTuple
 
-TRAINING = ("pretrain", "sft", "reward", "dpo", "grpo", "ppo")
+ADAPTED = ("sft", "reward", "dpo", "grpo", "ppo")
+TRAINING = ("pretrain", *ADAPTED)
 SFT = ("pretrain", "sft")
 DPO = ("dpo",)
 GRPO = ("grpo", "ppo")
 PPO = ("ppo",)
 ALL = (*TRAINING, "evaluate")
+OF_A_BASE = (*ADAPTED, "evaluate")
 
 
 class Renamed(NamedTuple):
@@ -33,14 +35,16 @@ class Renamed(NamedTuple):
 
 TABLE = (
     # the model
-    Renamed("torch_dtype", ALL, "dtype"),
+    Renamed("torch_dtype", OF_A_BASE, "dtype"),
     Renamed("use_flash_attention_2", ALL, "attn_implementation", "flash_attention_2"),
-    Renamed("peft_lora_r", TRAINING, "lora_r"),
-    Renamed("peft_lora_alpha", TRAINING, "lora_alpha"),
-    Renamed("model_code_revision", ALL, "model_revision"),
-    Renamed("tokenizer_name_or_path", ALL, None, "the tokenizer is that of model_name_or_path"),
-    Renamed("tokenizer_name", ALL, None, "the tokenizer is that of model_name_or_path"),
-    Renamed("tokenizer", ALL, None, "the tokenizer is that of model_name_or_path"),
+    Renamed("peft_lora_r", ADAPTED, "lora_r"),
+    Renamed("peft_lora_alpha", ADAPTED, "lora_alpha"),
+    Renamed("model_code_revision", OF_A_BASE, "model_revision"),
+    Renamed(
+        "tokenizer_name_or_path", OF_A_BASE, None, "the tokenizer is that of model_name_or_path"
+    ),
+    Renamed("tokenizer_name", OF_A_BASE, None, "the tokenizer is that of model_name_or_path"),
+    Renamed("tokenizer", OF_A_BASE, None, "the tokenizer is that of model_name_or_path"),
     # the data
     Renamed("dataset_config_name", TRAINING, "dataset_config"),
     Renamed("dataset_mixer", TRAINING, "datasets", "[{{path: …, fraction: …}}]"),
@@ -54,7 +58,7 @@ TABLE = (
     Renamed("num_of_sequences", SFT, None, "packing needs no buffer any more; write packing: true"),
     Renamed("chars_per_token", SFT, None, "packing counts tokens; write packing: true"),
     Renamed("use_liger", TRAINING, "use_liger_kernel"),
-    Renamed("chat_template", (*SFT, "reward"), "chat_template_path", "template.jinja"),
+    Renamed("chat_template", ("sft", "reward"), "chat_template_path", "template.jinja"),
     # dpo
     Renamed("max_prompt_length", DPO, None, "max_length bounds prompt and completion together"),
     Renamed(

@@ -9,6 +9,7 @@ import os
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def note(line: str) -> None:
 def command(word: str, line: str) -> None:
     """A line to paste, never broken, after a word that says what it does."""
     console().print(f"   [dim]{word:<6}[/dim] {escape(line)}", soft_wrap=True)
+
+
+def lines(title: str, pasted: Sequence[str]) -> None:
+    """Lines to paste, under what they are for; none is broken."""
+    screen = console()
+    screen.print(f"   [dim]{escape(title)}[/dim]", soft_wrap=True)
+    for line in pasted:
+        screen.print(f"     {escape(line)}", soft_wrap=True)
 
 
 def interval(state: TrainerState) -> int:
