@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.artifacts.manifest import StageResult, write_json
 from toolkit.errors import RecipeError
 from toolkit.evaluation.report import Graded, comparisons, exam_rows, exam_table
+from toolkit.evaluation.samples import side_by_side
 from toolkit.evaluation.tasks import Task, load_tasks
 from toolkit.inference.sampling import Completion, TransformersEngine
 from toolkit.recipe import StageRecipe
@@ -55,10 +56,9 @@ def run(
         )
     tasks = load_tasks(recipe["tasks"] or [], where=recipe.where.get("tasks", "tasks"))
     models = examined_models(recipe, earlier, model, processing_class)
+    lines = [line for examined in models for line in examine(examined, tasks, recipe, output_dir)]
     graded = [
-        Graded(**{field.name: line[field.name] for field in fields(Graded)})
-        for examined in models
-        for line in examine(examined, tasks, recipe, output_dir)
+        Graded(**{field.name: line[field.name] for field in fields(Graded)}) for line in lines
     ]
     report = {
         "exam": exam_rows(graded),
@@ -72,6 +72,8 @@ def run(
     }
     if is_first_process():
         write_json(output_dir / "report.json", report)
+    if (samples_shown := side_by_side(lines)) is not None:
+        console().print(samples_shown, "")
     console().print(exam_table(report))
     command("report", str(output_dir / "report.json"))
     command("texts", str(output_dir / "completions-*.jsonl"))
