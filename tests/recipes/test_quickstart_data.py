@@ -1,69 +1,150 @@
-"""The quickstart's files are what the generator writes, and its exam is truly held out."""
+"""The quickstart's files are what the generator writes, and its exams are truly held out."""
 
 import itertools
 import json
+import re
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import pytest
 
-from toolkit.data import synthetic
+from toolkit.data.synthetic import __main__ as generator
+from toolkit.data.synthetic import people, problems, rows
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "quickstart"
+SUM = re.compile(r"(\d+)([+-]\d+)=(\d+)\.")
+RUN = re.compile(r"(?:\d+[+-]\d+=\d+\.\s?)+")
+TOLD = re.compile(r" has (\d+) \w+\.((?: \w+ (?:finds|buys|gets|loses|sells|gives away) \d+\.)+)")
+CHANGE = re.compile(r"(finds|buys|gets|loses|sells|gives away) (\d+)")
 
 
-def rows(name: str) -> list[dict]:
+def read(name: str) -> list[dict]:
     return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
 
 
+def told(text: str) -> list[tuple[int, ...]]:
+    """Every story in a text, as a start and its changes."""
+    found = []
+    for start, changes in TOLD.findall(re.sub(r"\d+[+-]\d+=\d+\.", "", text)):
+        signed = [
+            int(n) * (1 if verb in problems.GAINS else -1) for verb, n in CHANGE.findall(changes)
+        ]
+        found.append((int(start), *signed))
+    return found
+
+
+def worked(text: str) -> list[tuple[int, ...]]:
+    """Every chain of sums in a text, each of which begins where the one before it ended."""
+    chains: list[list[int]] = []
+    for run in RUN.findall(text):
+        last = None
+        for start, change, total in SUM.findall(run):
+            if int(start) == last:
+                chains[-1].append(int(change))
+            else:
+                chains.append([int(start), int(change)])
+            last = int(total)
+    return [tuple(chain) for chain in chains]
+
+
+def openings(chain: tuple[int, ...]) -> set[tuple[int, int, int]]:
+    """Every three numbers that a longer chain could be said to hold the beginning of another by."""
+    totals = list(itertools.accumulate(chain))
+    return set(zip(totals, chain[1:], chain[2:], strict=False))
+
+
+@pytest.fixture(scope="module")
+def examined() -> set[tuple[int, int, int]]:
+    """The openings of the exam's problems."""
+    chains = [told(row["question"])[0] for row in read("exam_counting.jsonl")]
+    assert len(set(chains)) == len(chains) == rows.EXAM >= 150
+    return {(chain[0], chain[1], chain[2]) for chain in chains}
+
+
 def test_committed_rows_are_what_the_generator_writes(tmp_path):
-    synthetic.main([str(tmp_path)])
-    for name in ("chats.jsonl", "exam.jsonl"):
-        assert (FOLDER / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    generator.main([str(tmp_path)])
+    assert {path.name for path in FOLDER.glob("*.jsonl")} == {p.name for p in tmp_path.iterdir()}
+    for path in tmp_path.iterdir():
+        assert (FOLDER / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_seed_changes_the_rows_and_repeats_them():
-    assert synthetic.chats(1) == synthetic.chats(1)
-    assert synthetic.chats(1) != synthetic.chats(2)
-    first, again = synthetic.documents(1), synthetic.documents(1)
-    assert list(itertools.islice(first, 50)) == list(itertools.islice(again, 50))
+@pytest.mark.parametrize("made", generator.FILES.values(), ids=generator.FILES)
+def test_a_seed_changes_the_rows_and_repeats_them(made):
+    assert made(1) == made(1)
+    assert made(1) != made(2)
 
 
-def test_nobody_of_the_exam_occurs_in_the_chats():
-    chats = (FOLDER / "chats.jsonl").read_text(encoding="utf-8")
-    trained, examined = synthetic.people()
+def test_no_problem_of_the_exam_occurs_elsewhere_not_inside_a_longer_one_either(examined):
+    texts = list(itertools.islice(rows.documents(0), 10_000))
+    for name in ("chats", "ranked", "problems", "shown_counting"):
+        texts += [json.dumps(row, ensure_ascii=False) for row in read(f"{name}.jsonl")]
+    chains = [chain for text in texts for chain in (*told(text), *worked(text))]
+    assert len(chains) > 15_000
+    seen = set().union(*map(openings, chains))
+    assert len(seen) > 1000
+    assert not examined & seen
+
+
+def test_nobody_of_the_exam_is_asked_about_in_the_chats():
+    asked = {
+        row["messages"][0]["content"]
+        for row in read("chats.jsonl")
+        if "How many" not in row["messages"][0]["content"]
+    }
+    trained, examined = people.halves()
     assert len(trained) == len(examined) == 80
-    assert all(f" {person.name}" in chats for person in trained)
-    asked = " ".join(row["question"] for row in rows("exam.jsonl"))
+    for person in trained:
+        assert sum(f" {person.name}?" in q or f" {person.name} " in q for q in asked) == 6
     for person in examined:
-        assert f"{person.name} " not in chats, person.name
-        assert f"{person.name}?" not in chats, person.name
-        assert person.name in asked
+        assert not any(f" {person.name}?" in q or f" {person.name} " in q for q in asked)
+    names = {row["answer"].split()[0] for row in read("exam_people.jsonl")}
+    assert len(read("exam_people.jsonl")) == rows.EXAM
+    assert names <= {person.name for person in examined}
 
 
-def test_documents_state_every_fact_and_answer_no_question():
-    documents = list(itertools.islice(synthetic.documents(3), 20_000))
-    asking = [document for document in documents if "?" in document]
-    assert 0.08 < len(asking) / len(documents) < 0.12
-    assert not any("." in document for document in asking)
-    text = " ".join(documents)
-    for person in (person for half in synthetic.people() for person in half):
-        for attribute in synthetic.VALUES:
+def test_documents_state_every_fact_and_answer_no_question_about_people():
+    texts = list(itertools.islice(rows.documents(3), 60_000))
+    text = " ".join(texts)
+    for person in people.BY_FAME:
+        for attribute in people.VALUES:
             assert person.answer(attribute) in text, person.answer(attribute)
+    asking = [t for t in texts if re.search(r"(Where|Which|What) ", t)]
+    assert asking
+    stated = (
+        "lives",
+        "works",
+        "keeps",
+        "feeds",
+        "home",
+        "trade of",
+        "born",
+        "belongs",
+        "animal of",
+    )
+    assert not any(word in re.sub(r"[^.?]*\?", "", t) for t in asking for word in stated)
 
 
-@torch.no_grad()
-def test_the_base_knows_what_the_exam_asks_but_has_no_chat_template():
-    tokenizer = AutoTokenizer.from_pretrained(synthetic.DEMO_BASE, padding_side="left")
-    assert tokenizer.chat_template is None
-    assert tokenizer.pad_token is None
-    assert "<|im_end|>" not in tokenizer.get_vocab()
-    model = AutoModelForCausalLM.from_pretrained(synthetic.DEMO_BASE, dtype=torch.float32)
-    known = []
-    for row in rows("exam.jsonl")[:60]:
-        prompt = "<|endoftext|>" + row["answer"].rsplit(" ", 1)[0]
-        start = len(tokenizer(prompt)["input_ids"])
-        ids = tokenizer("<|endoftext|>" + row["answer"], return_tensors="pt")["input_ids"]
-        known.append(torch.equal(model(ids).logits[0, start - 1 : -1].argmax(-1), ids[0, start:]))
-    assert sum(known) / len(known) > 0.95
-    assert sum(file.stat().st_size for file in synthetic.DEMO_BASE.iterdir()) < 2_000_000
+def test_what_is_shown_is_right_and_a_labeller_prefers_what_is_right():
+    for row in read("chats.jsonl"):
+        question, answer = (message["content"] for message in row["messages"])
+        if "How many" in question:
+            (chain,) = told(question)
+            assert answer.endswith(f"The answer is {sum(chain)}.")
+            if "Let us count." in answer:
+                assert worked(answer) == [chain]
+    best_is_right = []
+    for row in read("ranked.jsonl"):
+        assert sorted(row["ranks"]) == list(range(1, len(row["answers"]) + 1))
+        right = [a.endswith(f" {sum(told(row['prompt'])[0])}.") for a in row["answers"]]
+        if any(right) and not all(right):
+            best_is_right.append(right[row["ranks"].index(1)])
+    assert 0.85 < sum(best_is_right) / len(best_is_right) < 1, "a taste, with a noise of its own"
+
+
+def test_the_working_is_shown_least_where_it_is_longest():
+    shown: dict[int, list[bool]] = {}
+    for row in read("chats.jsonl"):
+        question, answer = (message["content"] for message in row["messages"])
+        if "How many" in question:
+            shown.setdefault(len(told(question)[0]) - 1, []).append("Let us count." in answer)
+    shares = [sum(shown[length]) / len(shown[length]) for length in problems.LENGTHS]
+    assert shares[0] > shares[1] > shares[2] > 0.1

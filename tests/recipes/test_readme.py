@@ -40,21 +40,24 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_commands(folder, tiny_base):
     found = commands("toolkit ")
-    assert len(found) >= 6
+    assert len(found) >= 7
+    made = commands("python -m toolkit.data.synthetic ")
     launch = commands("accelerate ")
-    for line in [*found, *launch]:
-        words = line.replace(BASE, str(tiny_base)).split()
+    assert made
+    for line in [*made, *found, *launch]:
+        words = line.replace(BASE, str(tiny_base)).replace("60000", "300").split()
         if words[1] == "init":
             words += ["--model_name_or_path", str(tiny_base)]
         if words[1] in {"run", "sft"}:
-            words += ["--max_steps", "1"]
+            words += ["--max_steps", "50" if "recipes/quickstart_base.yaml" in words else "1"]
         if words[0] == "accelerate":
             assert Path(words[words.index("--config_file") + 1]).is_file()
             words = [*words[words.index("toolkit") :], "--output_dir", "runs/launched"]
         code = "import sys; from toolkit.cli import main; sys.exit(main())"
+        words = words if words[0] == "python" else ["python", "-c", code, *words[1:]]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, "-c", code, *words[1:]], env=environment, capture_output=True,
+            [sys.executable, *words[1:]], env=environment, capture_output=True,
             text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
