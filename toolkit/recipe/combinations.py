@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RecipeError
-from toolkit.recipe.keys import TRAINING, did_you_mean
+from toolkit.recipe.keys import did_you_mean
+
+ADAPTER = "adapter:"
+"""What stands before the name of a reward stage."""
 
 Where = Callable[[str], str]
 # Keys of dataset_name that TRL does not read beside datasets: their default, and what is meant.
@@ -69,7 +72,7 @@ def _check_data(
                 f"{remedy.format(value=value)}"
             )
     named = written.get("dataset_name") or written.get("datasets")
-    if stage in TRAINING and not named and "train_dataset" not in given:
+    if not named and "train_dataset" not in given:
         raise RecipeError(f"{where('')}: stage {stage!r} needs dataset_name (or datasets)")
 
 
@@ -118,10 +121,11 @@ def check_references(
     """
     references = [("start_from", written.get("start_from"))]
     references += [("of", name) for name in written.get("of") or () if name != "base"]
+    rewards = [("reward_funcs", name) for name in written.get("reward_funcs") or ()]
     references += [
-        ("reward_funcs", name.removeprefix("adapter:"))
-        for name in written.get("reward_funcs") or ()
-        if name.startswith("adapter:")
+        (key, name.removeprefix(ADAPTER))
+        for key, name in [*rewards, ("value_start_from", written.get("value_start_from"))]
+        if isinstance(name, str) and name.startswith(ADAPTER)
     ]
     for key, name in references:
         if name is None or name in earlier:

@@ -17,10 +17,11 @@ CONFIGS: Mapping[str, str | None] = {
     "dpo": "DPOConfig",
     "grpo": "GRPOConfig",
     "ppo": "GRPOConfig",
+    "rank": None,
     "evaluate": None,
 }
 STAGES = tuple(CONFIGS)
-STAGES_AVAILABLE = ("pretrain", "sft", "evaluate")
+STAGES_AVAILABLE = STAGES
 TRAINING = tuple(stage for stage, config in CONFIGS.items() if config)
 
 OURS = "toolkit"
@@ -101,9 +102,10 @@ PRETRAIN_KEYS = (
 REWARD_KEYS = (
     _own(
         "reward_funcs",
-        "list[str] | None",
+        "list[str | dict[str, Any]] | None",
         None,
-        "Registry names, package.module:function, file.py:function, or adapter:NAME.",
+        "Registry names, package.module:function, file.py:function, or adapter:NAME; one with "
+        "parameters is a mapping: {name: length, target: 200}.",
     ),
 )
 PPO_KEYS = (
@@ -113,12 +115,16 @@ PPO_KEYS = (
     _own("cliprange_value", "float", 0.2, "Clip range of the value loss."),
     _own("missing_eos_penalty", "float | None", None, "Subtracted where a completion never stops."),
     _own("value_learning_rate", "float", 1e-4, "The learning rate of the value adapter."),
+    _own(
+        "value_start_from",
+        "str | None",
+        None,
+        "The reward adapter whose copy, head included, the value adapter starts from: adapter:NAME. "
+        "Absent: a copy of the policy, with a head of zeros.",
+    ),
 )
-EVALUATE_KEYS = (
-    _own("tasks", "list[dict[str, Any]] | None", None, "What is asked, one mapping per task."),
-    _own("of", "list[str] | None", None, "What is examined: base, stages, folders or Hub ids."),
-    _own("num_few_shot", "int", 4, "Solved examples that are shown to the base."),
-    _own("num_generations", "int", 4, "Completions sampled per question."),
+SAMPLING_KEYS = (
+    _own("num_generations", "int", 4, "Completions sampled per prompt."),
     _own("temperature", "float", 1.0, "Sampling temperature; 0 takes the likeliest token."),
     _own("top_p", "float", 1.0, "Share of probability that is sampled from."),
     _own("top_k", "int", 0, "How many tokens are sampled from; 0 for all."),
@@ -127,6 +133,22 @@ EVALUATE_KEYS = (
     _own("output_dir", "str | None", None, "Where the results go."),
     _own("seed", "int", 42, "Seed of the sampling."),
     TRUST,
+)
+EVALUATE_KEYS = (
+    _own("tasks", "list[dict[str, Any]] | None", None, "What is asked, one mapping per task."),
+    _own("of", "list[str] | None", None, "What is examined: base, stages, folders or Hub ids."),
+    _own("num_few_shot", "int", 4, "Solved examples that are shown to the base."),
+    *SAMPLING_KEYS,
+)
+RANK_KEYS = (
+    _own(
+        "start_from",
+        "str | None",
+        None,
+        "The adapter whose answers are ranked: an earlier stage's name, a folder or a Hub id.",
+    ),
+    _own("dataset_revision", "str | None", None, "The revision of dataset_name on the Hub."),
+    *SAMPLING_KEYS,
 )
 
 
@@ -137,7 +159,8 @@ def keys_of(stage: str) -> Mapping[str, Key]:
     found = {key.name: key for key in (*NAMING, *_own_keys(stage))}
     owners = (
         *(("ModelConfig",) if stage != "pretrain" else ()),
-        *((config, "ScriptArguments", "DatasetMixtureConfig") if config else ()),
+        *((config,) if config else ()),
+        *(("ScriptArguments", "DatasetMixtureConfig") if stage != "evaluate" else ()),
     )
     for owner in owners:
         for field in fields_of(owner).values():
@@ -147,8 +170,10 @@ def keys_of(stage: str) -> Mapping[str, Key]:
 
 
 def _own_keys(stage: str) -> tuple[Key, ...]:
-    if stage not in TRAINING:
-        return EVALUATE_KEYS
+    if stage == "evaluate":
+        return (*EVALUATE_KEYS, *REWARD_KEYS)
+    if stage == "rank":
+        return (*RANK_KEYS, *REWARD_KEYS)
     if stage == "pretrain":
         return (*TRAINING_KEYS, *PRETRAIN_KEYS)
     rewarded = REWARD_KEYS if stage in ("grpo", "ppo") else ()
