@@ -1,0 +1,72 @@
+"""The value adapter: PPO's critic, beside the policy over the same base."""
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from torch import nn
+
+from toolkit.models.heads import SCORE, add_head, load_scalar_adapter
+from toolkit.models.switching import adapter_weights
+from toolkit.models.token_rows import matrix_names
+
+VALUE = "value"
+
+
+def add_value_adapter(model: PeftModel, start: str | None = None) -> list[nn.Parameter]:
+    """Add the adapter `value` and its head, in float32.
+
+    Args:
+        model: with the adapter `default` and `add_scalar_heads`.
+        start: a reward stage's adapter to start from, its head included. By default the critic
+            starts as a copy of the policy whose head gives 0 everywhere.
+
+    Returns:
+        What is to be trained of it.
+
+    Raises:
+        RecipeError: if `start` is no adapter with a head, or does not fit the base.
+    """
+    if start is not None:
+        load_scalar_adapter(model, start, VALUE, is_trainable=True)
+    else:
+        config = copy.deepcopy(model.peft_config["default"])
+        without_head(config, model)
+        model.add_adapter(VALUE, config)
+        copy_weights(model, "default", VALUE)
+        add_head(model, VALUE)
+    weights = list(adapter_weights(model, VALUE).values())
+    for weight in weights:
+        weight.data = weight.data.float()
+    heads: nn.ModuleDict = model.scalar_heads  # pyright: ignore[reportAssignmentType]
+    return [*weights, *heads[VALUE].parameters()]
+
+
+def without_head(config: object, model: PeftModel) -> None:
+    """Take the output matrix out of an adapter that never uses it: DDP waits for its gradient."""
+    embedding, *head = matrix_names(model.get_base_model())  # pyright: ignore[reportArgumentType]
+    rows = getattr(config, "trainable_token_indices", None)
+    if isinstance(rows, dict) and len(rows) > 1:
+        config.trainable_token_indices = {  # pyright: ignore[reportAttributeAccessIssue]
+            name: indices
+            for name, indices in rows.items()
+            if name.rpartition(".")[2] not in head or name.rpartition(".")[2] == embedding
+        }
+
+
+@torch.no_grad()
+def copy_weights(model: PeftModel, source: str, target: str) -> None:
+    """Set the weights of one adapter to those of another, as far as it has them."""
+    given = adapter_weights(model, source)
+    for place, weight in adapter_weights(model, target).items():
+        weight.copy_(given[place])
+
+
+def load_value(model: PeftModel, directory: Path) -> None:
+    """Set the value adapter and its head to what a checkpoint holds."""
+    weights = load_peft_weights(str(directory), device="cpu")
+    head = weights.pop(SCORE)
+    set_peft_model_state_dict(model, weights, adapter_name=VALUE)
+    heads: nn.ModuleDict = model.scalar_heads  # pyright: ignore[reportAssignmentType]
+    heads[VALUE].load_state_dict({"weight": head})
