@@ -64,22 +64,7 @@ def prepare(
 ) -> Prepared:
     """Read the rows, and turn them into `input_ids` and `labels`; arguments as of the stage."""
     rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
-    # the user's own stays as it is
-    tokenizer = copy.deepcopy(processing_class) or load_tokenizer(
-        parent or recipe["model_name_or_path"], **({} if parent else remote_code(recipe))
-    )
-    change = chatml.prepare_tokenizer(
-        tokenizer,
-        conversational=rows.conversational,
-        chat_template_path=recipe["chat_template_path"],
-        eos_token=recipe["eos_token"],
-        pad_token=recipe["pad_token"],
-    )
-    if rows.conversational:
-        template = describe_template(tokenizer)
-        chatml.stop_at(tokenizer, template.stop, change)
-        if template.reason:
-            change.notes.append(f"chat template: {template.reason}")
+    tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
     sequences = {
         split: tokenize(
             data,
@@ -96,6 +81,41 @@ def prepare(
         if data is not None
     }
     return Prepared(rows, tokenizer, change, sequences)
+
+
+def chat_tokenizer(
+    recipe: StageRecipe,
+    parent: str | None,
+    processing_class: PreTrainedTokenizerBase | None,
+    conversational: bool,
+) -> tuple[PreTrainedTokenizerBase, chatml.TokenizerChange]:
+    """A tokenizer with the template, the stop token and the pad token that training needs.
+
+    Args:
+        recipe: the stage's keys.
+        parent: the adapter that is continued; its tokenizer comes first.
+        processing_class: what Python gave instead, which stays as it is.
+        conversational: whether the rows are messages.
+
+    Returns:
+        The tokenizer, and what was added to it.
+    """
+    tokenizer = copy.deepcopy(processing_class) or load_tokenizer(
+        parent or recipe["model_name_or_path"], **({} if parent else remote_code(recipe))
+    )
+    change = chatml.prepare_tokenizer(
+        tokenizer,
+        conversational=conversational,
+        chat_template_path=recipe["chat_template_path"],
+        eos_token=recipe["eos_token"],
+        pad_token=recipe["pad_token"],
+    )
+    if conversational:
+        template = describe_template(tokenizer)
+        chatml.stop_at(tokenizer, template.stop, change)
+        if template.reason:
+            change.notes.append(f"chat template: {template.reason}")
+    return tokenizer, change
 
 
 def check_length(recipe: StageRecipe, data: Prepared, model: PreTrainedModel) -> None:
