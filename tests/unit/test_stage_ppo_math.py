@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from tests import reference_ppo as reference
 from toolkit.stages import advantages as ours
+from toolkit.stages.ppo_trainer import PPOTrainer
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "ppo_trl_1_12.json").read_text(encoding="utf-8")
@@ -23,6 +24,14 @@ GOLDEN = json.loads(
 ROLLOUT = {name: np.array(held) for name, held in GOLDEN["rollout"].items()}
 MINIBATCHES = GOLDEN["minibatches"]
 SETTINGS = GOLDEN["settings"]
+
+
+def trainer() -> Any:
+    """What PPOTrainer measures with, in one process and without a model."""
+    found: Any = object.__new__(PPOTrainer)
+    found.accelerator = SimpleNamespace(reduce=lambda x, **_: x)
+    found._metrics = {"train": defaultdict(list)}
+    return found
 
 
 def tensors(*arrays: Any) -> list[Any]:
@@ -43,9 +52,8 @@ class Ours:
 
     @staticmethod
     def whiten(advantages, mask):
-        tokens = advantages[mask == 1]
-        moments = tokens.mean(), tokens.var(ddof=1)
-        return ours.whiten(*tensors(advantages, mask, *moments)).numpy()
+        inputs = tensors(advantages, mask)
+        return ours.whiten(*inputs, *trainer().moments(*inputs)).numpy()
 
     @staticmethod
     def value_loss(values, old_values, returns, mask, cliprange_value):
@@ -243,6 +251,24 @@ def test_advantages_and_returns_equal_the_reference(batch, gamma, lam):
 @given(batches())
 def test_whitening_equals_the_reference(batch):
     close(Ours.whiten(batch.rewards, batch.mask), reference.whiten(batch.rewards, batch.mask))
+
+
+def test_a_single_token_whitens_to_nothing():
+    close(Ours.whiten(np.array([[3.0, NONSENSE]]), np.array([[1, 0]])), [[0, 0]])
+
+
+@given(batches())
+def test_what_is_logged_equals_the_reference(batch):
+    kl, mask = batch.logprobs - batch.ref, batch.mask
+    measured = trainer()
+    measured.note_rollout(
+        "train", *tensors(batch.rewards * mask, batch.values, batch.new_values, kl, mask)
+    )
+    log = {name: logged[0] for name, logged in measured._metrics["train"].items()}
+    explained = reference.explained_variance(batch.values, batch.new_values, mask)
+    close(log["value/explained_variance"], explained, 1e-6)
+    close(log["kl"], reference.mean(reference.chosen(kl, mask)))
+    close(log["returns/mean"], reference.mean(reference.chosen(batch.new_values, mask)))
 
 
 @given(batches(), unit)
