@@ -11,6 +11,7 @@ from tests import tiny
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters, chatml
 from toolkit.models.load import load, load_base, load_tokenizer
+from toolkit.models.proof import log_probabilities, prove
 from toolkit.recipe import recipe_from_keywords
 
 PROBE = [[5, 6, 7, 8, 257, 9], [10, 258, 11, 12]]
@@ -38,7 +39,7 @@ def saved(base, directory, *, conversational=True, **keys):
                 parameter += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(str(directory))
     adapters.save_beside(model, words, directory)
-    return adapters.log_probabilities(model, PROBE if conversational else [[5, 6, 7]])
+    return log_probabilities(model, PROBE if conversational else [[5, 6, 7]])
 
 
 @pytest.mark.parametrize("head", ["tied", "untied"])
@@ -54,7 +55,7 @@ def test_only_the_adapter_and_the_new_rows_are_trained(head, tiny_base, untied_b
 @pytest.mark.parametrize("head", ["tied", "untied"])
 def test_a_saved_adapter_gives_the_same_numbers(head, tiny_base, untied_base, tmp_path):
     expected = saved(tiny_base if head == "tied" else untied_base, tmp_path)
-    proof = adapters.prove(tmp_path, PROBE, expected, device=torch.device("cpu"))
+    proof = prove(tmp_path, PROBE, expected, device=torch.device("cpu"))
     assert proof["verified"] == "fresh_load"
     assert proof["largest_difference"] < 1e-5
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -76,7 +77,7 @@ def test_a_damaged_adapter_is_noticed(fault, untied_base, tmp_path):
         pytest.warns(UserWarning, match="missing") if fault == "dropped" else _nothing(),
         pytest.raises(TrainingError, match=key if fault == "nan" else "does not give the numbers"),
     ):
-        adapters.prove(tmp_path, PROBE, expected, device=torch.device("cpu"))
+        prove(tmp_path, PROBE, expected, device=torch.device("cpu"))
 
 
 class _nothing:
@@ -93,7 +94,7 @@ def test_load_gives_the_model_and_its_stop_token(tiny_base, tmp_path):
     assert not model.training
     assert words.padding_side == "left"
     assert words.eos_token_id in model.generation_config.eos_token_id
-    for found, wanted in zip(adapters.log_probabilities(model, PROBE), expected, strict=True):
+    for found, wanted in zip(log_probabilities(model, PROBE), expected, strict=True):
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
@@ -145,7 +146,7 @@ def test_an_evaluation_leaves_the_gradients_of_a_four_bit_base(tmp_path):
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     before = gradients()
-    adapters.log_probabilities(model, PROBE)
+    log_probabilities(model, PROBE)
     after = gradients()
     assert before.keys() == after.keys()
     assert any("layers.0" in name and value.any() for name, value in before.items())
@@ -193,7 +194,7 @@ def test_a_continued_adapter_starts_as_its_parent(head, tiny_base, untied_base, 
     expected = saved(base, tmp_path / "parent")
     model, _, change, _ = continued(base, tmp_path / "parent")
     assert not change.trained
-    for found, wanted in zip(adapters.log_probabilities(model, PROBE), expected, strict=True):
+    for found, wanted in zip(log_probabilities(model, PROBE), expected, strict=True):
         assert torch.equal(found, wanted)
     theirs = load_file(tmp_path / "parent" / "adapter_model.safetensors")
     ours = tensors_of(model, tmp_path / "copy")
@@ -230,8 +231,8 @@ def test_tokens_that_came_later_are_trained_too(head, first, tiny_base, untied_b
     assert all(w.requires_grad for n, w in model.named_parameters() if "trainable_tokens" in n)
     adapters.save_beside(model, words, tmp_path / "copy")
     probe = [[*PROBE[0], *change.added]]
-    expected = adapters.log_probabilities(model, probe)
-    proof = adapters.prove(tmp_path / "copy", probe, expected, device=torch.device("cpu"))
+    expected = log_probabilities(model, probe)
+    proof = prove(tmp_path / "copy", probe, expected, device=torch.device("cpu"))
     assert proof["largest_difference"] == 0
 
 
@@ -286,7 +287,7 @@ def test_a_resident_proof_reads_the_files_and_leaves_no_trace(
     base = tiny_base if head == "tied" else untied_base
     saved(base, tmp_path)
     model, *_ = continued(base, tmp_path)
-    expected = adapters.log_probabilities(model.train(), PROBE)
+    expected = log_probabilities(model.train(), PROBE)
     if damaged:
         tensors = load_file(tmp_path / "adapter_model.safetensors")
         save_file({key: value * 0.5 for key, value in tensors.items()},
@@ -296,14 +297,14 @@ def test_a_resident_proof_reads_the_files_and_leaves_no_trace(
     device = torch.device("cpu")
     if damaged:
         with pytest.raises(TrainingError, match="does not give the numbers"):
-            adapters.prove(tmp_path, PROBE, expected, device=device, resident=model)
+            prove(tmp_path, PROBE, expected, device=device, resident=model)
     else:
-        proof = adapters.prove(tmp_path, PROBE, expected, device=device, resident=model)
+        proof = prove(tmp_path, PROBE, expected, device=device, resident=model)
         assert proof["verified"] == "resident_base"
     assert model.training
     assert list(model.peft_config) == model.active_adapters == ["default"]
     assert {name: weight.requires_grad for name, weight in model.named_parameters()} == before
-    for found, wanted in zip(adapters.log_probabilities(model, PROBE), expected, strict=True):
+    for found, wanted in zip(log_probabilities(model, PROBE), expected, strict=True):
         assert torch.equal(found, wanted)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 import toolkit
 from tests import tiny
 from toolkit.errors import RecipeError
-from toolkit.models.adapters import log_probabilities
+from toolkit.models.proof import log_probabilities
 
 PROBE = [[5, 6, 7, 8, 9, 10]]
 

@@ -1,12 +1,11 @@
-"""Adapters over one frozen base: attach a fresh one, continue a copy of one, save it, prove it.
+"""Adapters over one frozen base: attach a fresh one, continue a copy of one, save it.
 
 What depends on the inside of PEFT or TRL is kept here and says the version it was read in.
 """
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils.other import TrainableTokensWrapper
-from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 from trl import get_peft_config
 
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.errors import RecipeError
 from toolkit.models.chatml import TokenizerChange
-from toolkit.models.load import adapter_config, keep_unpacked, load_adapter, model_config
+from toolkit.models.load import adapter_config, keep_unpacked, model_config
 from toolkit.models.token_rows import further_rows, matrix_names, rows_to_train
 from toolkit.recipe import StageRecipe
 
@@ -50,7 +48,6 @@ LORA_FIELDS = {
     "use_dora": "use_dora",
 }
 ROWS = "trainable_tokens_delta"  # how PEFT calls the trained rows of a matrix
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
 def attach(model: PreTrainedModel, recipe: StageRecipe, change: TokenizerChange) -> PeftModel:
@@ -64,11 +61,23 @@ def attach(model: PreTrainedModel, recipe: StageRecipe, change: TokenizerChange)
     Raises:
         RecipeError: if a LoRA key names nothing of this model, or PEFT refuses it.
     """
+    return attach_as(lora_config(recipe), model, recipe, change)
+
+
+def lora_config(recipe: StageRecipe) -> LoraConfig:
+    """PEFT's configuration of a recipe's LoRA keys."""
     config = get_peft_config(model_config(recipe))
     assert isinstance(config, LoraConfig)
     if isinstance(config.target_modules, str) and re.fullmatch(r"[\w.]+", config.target_modules):
         # TRL makes a list of one name a pattern, which no module inside another matches whole
         config.target_modules = [config.target_modules]
+    return config
+
+
+def attach_as(
+    config: LoraConfig, model: PreTrainedModel, recipe: StageRecipe, change: TokenizerChange
+) -> PeftModel:
+    """Put a fresh adapter on a base as the configuration says; else as `attach`."""
     check_names(model, config)
     config.trainable_token_indices = rows_to_train(model, change.trained, config)
     peft_model = adapted(model, config)
@@ -226,10 +235,21 @@ def continue_from(model: PreTrainedModel, parent: str, change: TokenizerChange) 
         return ready(PeftModel.from_pretrained(model, parent, is_trainable=True))
     config = PeftConfig.from_pretrained(parent)
     assert isinstance(config, LoraConfig)
+    return continue_as(config, model, parent, change)
+
+
+def continue_as(
+    config: LoraConfig, model: PreTrainedModel, parent: str, change: TokenizerChange
+) -> PeftModel:
+    """Load an adapter's weights into one that is as the configuration says; else as `continue_from`.
+
+    What only one of the two has stays as it is in a fresh adapter, or is left out.
+    """
     base, config.inference_mode = config.base_model_name_or_path, False
     whole = set(matrix_names(model)) & set(config.modules_to_save or ())
     try:
-        config.trainable_token_indices = further_rows(model, change.trained, config)
+        if change.trained:
+            config.trainable_token_indices = further_rows(model, change.trained, config)
         config.base_model_name_or_path = None  # PEFT writes where this copy of it came from
         continued = ready(adapted(model, config))
     except RecipeError as error:
@@ -252,120 +272,12 @@ def continue_from(model: PreTrainedModel, parent: str, change: TokenizerChange) 
     return continued
 
 
-@torch.no_grad()
-def log_probabilities(model: Any, probe: list[list[int]]) -> list[Tensor]:
-    """Log-probability of every token of each probe sequence, float32 on the CPU.
-
-    Args:
-        model: a causal language model, with or without an adapter.
-        probe: token ids, one list of at least two per sequence.
-
-    Returns:
-        One tensor of shape (T - 1,) per sequence of T tokens.
-    """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    rows = []
-    for ids in probe:
-        tokens = torch.tensor([ids], device=device)
-        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-        picked = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]
-        rows.append(picked.cpu())
-    model.train(was_training)
-    return rows
-
-
-def prove(
-    directory: Path,
-    probe: list[list[int]],
-    expected: list[Tensor],
-    *,
-    device: torch.device,
-    resident: PeftModel | None = None,
-    **kwargs: Any,
-) -> dict[str, Any]:
-    """Load what was saved, by plain PEFT or transformers, and compare it with what was trained.
-
-    Args:
-        directory: the saved adapter or full model.
-        probe: the token ids that `expected` was computed on.
-        expected: `log_probabilities` of the model in memory.
-        device: where `expected` was computed; the comparison is made there.
-        resident: the model in memory, where its base cannot be loaded again.
-        **kwargs: what `from_pretrained` was given for the base.
-
-    Returns:
-        What was compared, and the largest difference in log-probability.
-
-    Raises:
-        TrainingError: if a saved tensor is not finite or the numbers differ; the files stay.
-    """
-    check_finite(directory)
-    with loaded_again(directory, resident, **kwargs) as loaded:
-        if getattr(loaded, "hf_device_map", None) is None:
-            loaded.to(device)
-        found = log_probabilities(loaded, probe)
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    tolerance = TOLERANCE[next(p.dtype for p in loaded.parameters() if p.is_floating_point())]
-    if not difference <= tolerance:
-        raise TrainingError(
-            f"{directory}: what was saved does not give the numbers of what was trained "
-            f"(log-probabilities differ by {difference:.2g}, allowed {tolerance:.0e}); "
-            "the files are kept, but the stage is not finished"
-        )
-    return {
-        "verified": "fresh_load" if resident is None else "resident_base",
-        "sequences": len(probe),
-        "tokens": sum(len(row) for row in expected),
-        "largest_difference": difference,
-        "tolerance": tolerance,
-    }
-
-
-@contextmanager
-def loaded_again(directory: Path, resident: PeftModel | None, **kwargs: Any) -> Iterator[Any]:
-    """What was saved, as a user would load it; with `resident`, in its place and only meanwhile."""
-    if resident is None:
-        adapter = adapter_config(str(directory))
-        if adapter is None:
-            yield AutoModelForCausalLM.from_pretrained(str(directory), **kwargs)
-        else:
-            yield load_adapter(str(directory), adapter, **kwargs)
-        return
-    former, was_training = resident.active_adapters[0], resident.training
-    trained = [name for name, weight in resident.named_parameters() if weight.requires_grad]
-    try:
-        resident.load_adapter(str(directory), adapter_name="proof")
-        resident.set_adapter("proof")
-        yield resident
-    finally:
-        resident.set_adapter(former)
-        if "proof" in resident.peft_config:
-            resident.delete_adapter("proof")
-        for name, weight in resident.named_parameters():
-            weight.requires_grad_(name in trained)
-        resident.train(was_training)
-
-
-def check_finite(directory: Path) -> None:
-    """Refuse a folder that holds a NaN or an infinity, naming the tensor."""
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - safe_open is not a dict
-                if not torch.isfinite(tensors.get_tensor(key).float()).all():
-                    raise TrainingError(
-                        f"{file}: tensor {key} holds NaN or infinity; the files are kept, but the "
-                        "stage is not finished: lower learning_rate, or look at the last steps in "
-                        "log.jsonl"
-                    )
-
-
 def save_beside(model: Any, tokenizer: Any, directory: Path) -> None:
     """Write, beside an adapter's or a model's weights, its tokenizer and generation defaults."""
     tokenizer.save_pretrained(str(directory))
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    base.generation_config.save_pretrained(str(directory))
+    if base.can_generate():
+        base.generation_config.save_pretrained(str(directory))
 
 
 def trained_parameters(model: nn.Module) -> tuple[int, int]:

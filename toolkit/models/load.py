@@ -185,8 +185,16 @@ def base_arguments(recipe: StageRecipe) -> dict[str, Any]:
     return kwargs | (recipe.get("model_init_kwargs") or {})
 
 
-def load_base(recipe: StageRecipe) -> PreTrainedModel:
+def load_base(
+    recipe: StageRecipe, auto: Any = AutoModelForCausalLM, *, new: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """The base of a recipe: by id and revision or by path, with dtype, attention and quantization.
+
+    Args:
+        recipe: gives `model_name_or_path` and how it is loaded.
+        auto: the class of transformers that loads it.
+        new: a weight that need not be in the checkpoint, and is then set to zeros.
+        **kwargs: what `from_pretrained` is given besides.
 
     Raises:
         RecipeError: if the folder does not exist, keys contradict one another, or weights are
@@ -195,11 +203,13 @@ def load_base(recipe: StageRecipe) -> PreTrainedModel:
     """
     name = str(recipe["model_name_or_path"])
     with loading(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, **base_arguments(recipe)
+        loaded: Any = auto.from_pretrained(
+            name, output_loading_info=True, **base_arguments(recipe), **kwargs
         )
     model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    if new in found["missing_keys"]:
+        torch.nn.init.zeros_(model.get_parameter(new))
+    if missing := sorted(found["missing_keys"] - {new}):
         raise RecipeError(
             f"{name}: {len(missing):,} weights that its config.json asks for are not there, such as "
             f"{missing[0]}; name a checkpoint of a causal language model, whole and of one kind"
@@ -262,12 +272,15 @@ def load(
     return model.eval(), tokenizer
 
 
-def load_adapter(name: str, adapter: dict[str, Any], **kwargs: Any) -> Any:
+def load_adapter(
+    name: str, adapter: dict[str, Any], auto: Any = AutoPeftModelForCausalLM, **kwargs: Any
+) -> Any:
     """An adapter over its base, by plain PEFT, which makes room for the tokens it brings.
 
     Args:
         name: the adapter's folder or Hub id.
         adapter: its adapter_config.json.
+        auto: the class of PEFT that loads it.
         **kwargs: what `from_pretrained` is given for the base.
     """
     base = adapter.get("base_model_name_or_path")
@@ -280,7 +293,7 @@ def load_adapter(name: str, adapter: dict[str, Any], **kwargs: Any) -> Any:
         kwargs["dtype"] = device_dtype(
             base, kwargs.get("dtype", "auto"), revision=adapter.get("revision") or "main"
         )
-        model: Any = keep_unpacked(AutoPeftModelForCausalLM.from_pretrained(name, **kwargs))
+        model: Any = keep_unpacked(auto.from_pretrained(name, **kwargs))
     if (Path(name) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(name)
         model.get_base_model().generation_config = model.generation_config

@@ -1,7 +1,9 @@
 """How every training stage runs and ends: train, hold out, save, load again from disk, compare."""
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerState
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.errors import RecipeError, TrainingError
-from toolkit.models import adapters
+from toolkit.models import adapters, proof
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.terminal import ProgressLine, note
@@ -29,8 +31,9 @@ class Saved:
         directory: the stage's folder.
         metrics: what training and the held-out rows measured.
         probe: token ids of a few sequences; empty where the model is sharded over devices.
-        expected: their log-probabilities by the model in memory.
+        expected: their log-probabilities, or other numbers, by the model in memory.
         device: where those were computed.
+        check: which numbers they are.
     """
 
     directory: Path
@@ -38,6 +41,7 @@ class Saved:
     probe: list[list[int]]
     expected: list[Tensor]
     device: torch.device
+    check: proof.Check = proof.LOG_PROBABILITIES
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
@@ -141,11 +145,18 @@ def count_all(trainer: Trainer, resumed_at: int) -> None:
         entry.pop("num_tokens", None)
 
 
-def save(trainer: Trainer) -> Saved:
+def save(
+    trainer: Trainer,
+    *,
+    check: proof.Check = proof.LOG_PROBABILITIES,
+    ids_of: Callable[[Any], list[int]] = itemgetter("input_ids"),
+) -> Saved:
     """Write the artefact and note what it must give when it is loaded again.
 
     Args:
         trainer: after training, with a tokenizer as its processing class; every process calls this.
+        check: which numbers it must give.
+        ids_of: a whole sequence of a training row.
     """
     directory = Path(str(trainer.args.output_dir))
     metrics = measured(trainer)
@@ -153,18 +164,18 @@ def save(trainer: Trainer) -> Saved:
     probe: list[list[int]] = []
     if not sharded:
         rows = range(min(PROBE_SEQUENCES, len(trainer.train_dataset)))  # pyright: ignore
-        probe = [trainer.train_dataset[row]["input_ids"][:PROBE_TOKENS] for row in rows]  # pyright: ignore
+        probe = [ids_of(trainer.train_dataset[row])[:PROBE_TOKENS] for row in rows]  # pyright: ignore
     trainer.save_model(str(directory))
     # mixed precision wraps the forward pass; whoever loads the adapter has no such wrapper
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     # TRL trains an adapter over a quantized base in bfloat16; PEFT loads it in float32
     adapters.as_float32(model)
-    expected = adapters.log_probabilities(model, probe)
+    expected = check.numbers(model, probe)
     if trainer.is_world_process_zero():
         # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
         adapters.save_beside(trainer.model, trainer.processing_class, directory)
-    return Saved(directory, metrics, probe, expected, trainer.args.device)
+    return Saved(directory, metrics, probe, expected, trainer.args.device, check)
 
 
 def measured(trainer: Trainer) -> dict[str, Any]:
@@ -197,19 +208,20 @@ def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) 
     if not is_first_process():
         return StageResult(saved.directory, saved.metrics)
     if not saved.probe:
-        adapters.check_finite(saved.directory)
-        proof: dict[str, Any] = {"verified": "finite", "reason": "the model is sharded"}
+        proof.check_finite(saved.directory)
+        found: dict[str, Any] = {"verified": "finite", "reason": "the model is sharded"}
     else:
-        proof = adapters.prove(
+        found = proof.prove(
             saved.directory,
             saved.probe,
             saved.expected,
             resident=None if reload is not None else resident,
             device=saved.device,
+            check=saved.check,
             **(reload or {}),
         )
         note(
-            f"proved: loaded again from {saved.directory}, log-probabilities differ by at most "
-            f"{proof['largest_difference']:.1g}"
+            f"proved: loaded again from {saved.directory}, {saved.check.name} differ by at most "
+            f"{found['largest_difference']:.1g}"
         )
-    return StageResult(saved.directory, saved.metrics, {"verification": proof})
+    return StageResult(saved.directory, saved.metrics, {"verification": found})
