@@ -17,6 +17,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "pretrain": "toolkit.pipeline",
     "sft": "toolkit.pipeline",
+    "reward": "toolkit.pipeline",
+    "dpo": "toolkit.pipeline",
+    "grpo": "toolkit.pipeline",
+    "ppo": "toolkit.pipeline",
+    "rank": "toolkit.pipeline",
     "evaluate": "toolkit.pipeline",
     "run": "toolkit.pipeline",
     "build": "toolkit.pipeline",
@@ -24,7 +29,10 @@ _HOMES = {
     "ToolkitError": "toolkit.errors",
 }
 # pyright: reportUnsupportedDunderAll=false
-__all__ = ["ToolkitError", "__version__", "build", "evaluate", "load", "pretrain", "run", "sft"]
+__all__ = [
+    "ToolkitError", "__version__", "build", "dpo", "evaluate", "grpo", "load", "ppo", "pretrain",
+    "rank", "reward", "run", "sft",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from toolkit import __version__
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.quiet import quiet_libraries
 from toolkit.recipe import (
-    STAGES_AVAILABLE,
+    STAGES,
     Recipe,
     describe,
     load_recipe,
@@ -65,12 +65,12 @@ def dispatch(words: list[str]) -> int:
         print(f"toolkit {__version__}")
         return 0
     command, rest = words[0], words[1:]
-    if command in STAGES_AVAILABLE:
+    if command in STAGES:
         return stage_command(command, rest)
     if command not in COMMANDS:
         import difflib
 
-        near = difflib.get_close_matches(command, [*COMMANDS, *STAGES_AVAILABLE], n=1)
+        near = difflib.get_close_matches(command, [*COMMANDS, *STAGES], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see toolkit --help"
         raise UsageError(f"unknown command {command!r}{hint}")
     return COMMANDS[command](rest)
@@ -78,7 +78,7 @@ def dispatch(words: list[str]) -> int:
 
 def overview() -> str:
     """What `toolkit --help` prints."""
-    stages = "|".join(STAGES_AVAILABLE)
+    stages = "|".join(STAGES)
     lines = [
         "Post-training on the Hugging Face stack: one frozen base, LoRA adapters, one recipe.",
         "",

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from toolkit.artifacts import inputs, manifest
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
+from toolkit.recipe.keys import TRAINING
 from toolkit.stages import terminal
 from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import is_first_process, meet, processes
 from toolkit.stages.resources import Usage
 
 REPORT = "report.json"
+RANKED = "ranked.jsonl"
 # The operating system's words for it, and those of torch's own writer of checkpoints.
 FULL_DISK = ("No space left on device", "unexpected pos", "file write failed")
 NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
-OBJECTS = (
-    "model", "processing_class", "train_dataset", "eval_dataset", "callbacks",
-)  # fmt: skip
+OBJECTS = ("model", "processing_class", "train_dataset", "eval_dataset", "callbacks")
+"""What Python may give to a stage in place of a name, and below what it alone can give."""
+OF_TRAINING = ("trainer_class",)
+OF_ROLLOUTS = ("reward_funcs", "tools", "environment_factory", "rollout_func")
 
 
 def run(recipe: str | Path, *, overwrite: bool = False, **overrides: Any) -> RunResult:
@@ -56,6 +60,31 @@ def sft(*, overwrite: bool = False, **keys: Any) -> StageResult:
     return run_stage("sft", overwrite=overwrite, **keys)
 
 
+def reward(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """A reward model from ranked answers; keywords are recipe keys, or `train_dataset=` and so on."""
+    return run_stage("reward", overwrite=overwrite, **keys)
+
+
+def dpo(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """Direct preference optimization; keywords are recipe keys, or `train_dataset=` and so on."""
+    return run_stage("dpo", overwrite=overwrite, **keys)
+
+
+def grpo(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """GRPO; keywords are recipe keys, `train_dataset=`, or functions in `reward_funcs=[…]`."""
+    return run_stage("grpo", overwrite=overwrite, **keys)
+
+
+def ppo(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """PPO with a value adapter; keywords as of `grpo`."""
+    return run_stage("ppo", overwrite=overwrite, **keys)
+
+
+def rank(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """Sample answers and rank them by rewards: preferences on policy; keywords are recipe keys."""
+    return run_stage("rank", overwrite=overwrite, **keys)
+
+
 def evaluate(*, overwrite: bool = False, **keys: Any) -> StageResult:
     """Examine a base and what was trained from it; keywords are recipe keys, or `model=`."""
     return run_stage("evaluate", overwrite=overwrite, **keys)
@@ -77,11 +106,26 @@ def given_to(stage: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], Recip
     keys = dict(keys)
     if isinstance(keys.get("model"), str | Path):  # TRL's word for model_name_or_path
         keys["model_name_or_path"] = str(keys.pop("model"))
-    objects = {key: keys.pop(key) for key in OBJECTS if keys.get(key) is not None}
+    names = OBJECTS + (OF_TRAINING if stage in TRAINING else ())
+    names += OF_ROLLOUTS if stage in ("grpo", "ppo", "rank") else ()
+    objects = {
+        key: keys.pop(key)
+        for key in names
+        if keys.get(key) is not None and not is_written_out(key, keys[key])
+    }
+    if callable(objects.get("reward_funcs")):
+        objects["reward_funcs"] = [objects["reward_funcs"]]
     if not isinstance(objects.get("callbacks", []), list | tuple):
         found = type(objects["callbacks"]).__name__
         raise RecipeError(f"callbacks: expected a list, found {found}; write callbacks=[…]")
     return objects, recipe_from_keywords(stage, given=objects, **keys)
+
+
+def is_written_out(key: str, value: Any) -> bool:
+    """Whether Python gave in words what a recipe could say too, for the keys that allow both."""
+    if key == "reward_funcs" and isinstance(value, list | tuple):
+        return all(isinstance(entry, str | Mapping) for entry in value)
+    return key in ("trainer_class", "reward_funcs") and isinstance(value, str)
 
 
 def build(stage: str, **keys: Any) -> Any:
@@ -151,6 +195,7 @@ def run_one(
 ) -> StageResult:
     """Skip a finished stage, or run it and write its manifest last."""
     terminal.headline(stage.stage, stage.name, str(folder))
+    stage = with_earlier_rows(stage, earlier)
     given = inputs.inputs_of(stage, earlier, objects)
     done = manifest.read_json(folder / manifest.MANIFEST)
     before = done["inputs"] if done else manifest.read_json(folder / manifest.STARTED)
@@ -175,6 +220,14 @@ def run_one(
     if is_first_process():
         after_stage(stage, folder)
     return result
+
+
+def with_earlier_rows(stage: StageRecipe, earlier: Mapping[str, Path]) -> StageRecipe:
+    """The recipe with the rows that an earlier stage has made, where `dataset_name` names one."""
+    folder = earlier.get(str(stage.written.get("dataset_name")))
+    if folder is None or not (folder / RANKED).is_file():
+        return stage
+    return replace(stage, written={**stage.written, "dataset_name": str(folder / RANKED)})
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from toolkit.errors import RecipeError
-from toolkit.recipe import STAGES, STAGES_AVAILABLE, keys_of, load_recipe, recipe_from_keywords
+from toolkit.recipe import STAGES, keys_of, load_recipe, recipe_from_keywords
 from toolkit.recipe.renamed import NEIGHBOURS, TABLE
 from toolkit.recipe.resolve import _unknown
 from toolkit.recipe.values import Given, convert
@@ -73,7 +73,7 @@ def test_in_a_file_with_the_line(tmp_path, line, answer):
 )  # fmt: skip
 def test_what_the_table_says_to_write_is_accepted(keys):
     recipe_from_keywords("sft", model_name_or_path="m", dataset_name="d", **keys)
-    assert "sft" in STAGES_AVAILABLE
+    assert "sft" in STAGES
 
 
 def test_values_for_stages_that_are_not_built_yet():

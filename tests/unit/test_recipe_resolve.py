@@ -190,7 +190,6 @@ REFUSED = [
     ("model_name_or_path: m\n", "the recipe has no `stage`"),
     ("stage: stf\n", ":1: unknown stage 'stf'; did you mean 'sft'?"),
     ("stage: [sft]\n", ":1: unknown stage ['sft']"),
-    ("stage: ppo\n", ":1: stage 'ppo' is not built yet; available: pretrain, sft, evaluate"),
     (BASE + "load_in_4bit: true\nuse_peft: false\n", ":4: load_in_4bit with use_peft: false"),
     (BASE + "load_in_4bit: true\nload_in_8bit: true\n", ":5: load_in_4bit and load_in_8bit"),
     (BASE + "use_peft: false\nstart_from: ./x\n", ":5: start_from continues an adapter"),

@@ -58,7 +58,7 @@ class Ours:
     @staticmethod
     def value_loss(values, old_values, returns, mask, cliprange_value):
         inputs = tensors(values, old_values, returns, mask)
-        return ours.clipped_value_loss(*inputs, cliprange_value=cliprange_value).item()
+        return ours.clipped_value_loss(*inputs, cliprange_value=cliprange_value)[0].item()
 
     @staticmethod
     def policy_loss(logprobs, old_logprobs, advantages, mask, epsilon):

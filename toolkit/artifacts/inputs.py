@@ -4,12 +4,14 @@ import glob
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from toolkit.artifacts.manifest import MANIFEST, digest_of, digest_of_files, read_json, sha256_of
 from toolkit.artifacts.model_files import file_digest, model_files, weight_files
 from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
+from toolkit.recipe.keys import ADAPTER
 
 # Keys that change where things go or what is shown, not what is trained.
 NEUTRAL = {
@@ -82,6 +84,8 @@ def _data_names(stage: StageRecipe) -> list[str]:
         names += [str(place / file) for place in below for file in files]
     for task in written.get("tasks") or ():
         names += [_field(task, "dataset_name"), _field(task, "few_shot")]
+    code = [*_rewards(stage), written.get("trainer_class")]  # my_rewards.py:helpful
+    names += [str(word).rpartition(":")[0] for word in code if ".py:" in str(word)]
     return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
@@ -100,9 +104,18 @@ def _strings(value: Any) -> list[str]:
 
 def _parents(stage: StageRecipe, earlier: Mapping[str, Path]) -> list[str]:
     """Every earlier stage or folder that the recipe starts from or examines; by default all."""
-    start = stage.written.get("start_from")
-    examined = stage.written.get("of") or (earlier if stage.stage == "evaluate" else ())
-    return [name for name in (start, *examined) if name and name != "base"]
+    written = stage.written
+    start = written.get("start_from")
+    examined = written.get("of") or (earlier if stage.stage == "evaluate" else ())
+    judges = [*_rewards(stage), written.get("value_start_from")]
+    scored = [str(name).removeprefix(ADAPTER) for name in judges if str(name).startswith(ADAPTER)]
+    return [name for name in (start, *examined, *scored) if name and name != "base"]
+
+
+def _rewards(stage: StageRecipe) -> list[str]:
+    """The names of the rewards, without their parameters."""
+    entries = stage.written.get("reward_funcs") or ()
+    return [entry if isinstance(entry, str) else str(entry.get("name")) for entry in entries]
 
 
 def data_identity(name: str) -> str:
@@ -192,6 +205,10 @@ def _described(value: Any) -> Any:
     """
     if isinstance(value, str | int | float | bool) or value is None:
         return value
+    if isinstance(value, FunctionType):
+        code = value.__code__
+        plain = [c for c in code.co_consts if isinstance(c, str | int | float | bool)]
+        return [value.__module__, value.__qualname__, code.co_code.hex(), plain]
     kind = value if isinstance(value, type) else type(value)
     settings: dict[str, Any] = {}
     if not isinstance(value, type):

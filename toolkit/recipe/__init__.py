@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from toolkit.recipe.defaults import defaults_of
-from toolkit.recipe.keys import CONFIGS, STAGES, STAGES_AVAILABLE, Key, keys_of
+from toolkit.recipe.keys import CONFIGS, STAGES, Key, keys_of
 from toolkit.recipe.resolve import load_recipe, recipe_from_flags, recipe_from_keywords
 from toolkit.recipe.schema import Recipe, StageRecipe
 
 __all__ = [
     "STAGES",
-    "STAGES_AVAILABLE",
     "Key",
     "Recipe",
     "StageRecipe",

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RecipeError
-from toolkit.recipe.keys import did_you_mean
-
-ADAPTER = "adapter:"
-"""What stands before the name of a reward stage."""
+from toolkit.recipe.keys import ADAPTER, did_you_mean
 
 Where = Callable[[str], str]
 # Keys of dataset_name that TRL does not read beside datasets: their default, and what is meant.
@@ -43,6 +40,12 @@ def check_combinations(
             raise RecipeError(f"{where('')}: stage 'evaluate' needs tasks, a list of mappings")
         return
     _check_data(stage, written, where, given)
+    rewarded = {"reward_funcs", "environment_factory", "rollout_func"} & {*given, *written}
+    if stage in ("grpo", "ppo", "rank") and not rewarded:
+        raise RecipeError(
+            f"{where('')}: stage {stage!r} needs reward_funcs, such as [answer], "
+            f"[{ADAPTER}NAME] or [my_rewards.py:helpful]"
+        )
     _check_model(stage, written, where)
     if written.get("fp16") and written.get("bf16"):
         raise RecipeError(f"{where('fp16')}: fp16 and bf16 are both true; write one of the two")

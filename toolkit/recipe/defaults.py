@@ -24,6 +24,12 @@ def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:
         ours["dtype"] = "auto"
     if stage == "sft":
         ours["assistant_only_loss"] = True
+    if stage == "reward":
+        ours["center_rewards_coefficient"] = 0.01  # only differences of rewards are learnt without
+    if stage in ("grpo", "ppo"):
+        ours["disable_dropout"] = True  # with it, a policy's ratio to itself is not 1
+    if stage == "ppo":
+        ours |= {"num_generations": 1, "beta": 0.05, "num_iterations": 4}
     if stage in ADAPTED:
         ours["use_peft"] = True
         if written.get("use_peft", True):

@@ -27,7 +27,7 @@ def from_words(words: Sequence[str]) -> list[Change]:
     while rest:
         word = rest.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not name:
+        if not word.startswith("--") or not name or not name.isprintable():
             raise UsageError(f"expected --key value, found {word!r}")
         values = [text] if equals else []
         while not equals and rest and not rest[0].startswith("--"):

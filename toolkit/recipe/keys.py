@@ -21,10 +21,11 @@ CONFIGS: Mapping[str, str | None] = {
     "evaluate": None,
 }
 STAGES = tuple(CONFIGS)
-STAGES_AVAILABLE = STAGES
 TRAINING = tuple(stage for stage, config in CONFIGS.items() if config)
 
 OURS = "toolkit"
+ADAPTER = "adapter:"
+"""What stands before the name of a reward stage, where a reward is named."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ ADAPTER_KEYS = (
         "The adapter whose copy is trained on: an earlier stage's name, a folder or a Hub id.",
     ),
     TRUST,
+    _own(
+        "trainer_class",
+        "str | None",
+        None,
+        "Your own subclass of the stage's trainer: file.py:Class or package.module:Class.",
+    ),
+    _own(
+        "chat_template_path",
+        "str | None",
+        None,
+        "A Jinja file with a chat template, or the model whose template and tokens are taken.",
+    ),
 )
 PRETRAIN_KEYS = (
     _own("model_type", "str", "llama", "The architecture, by transformers' name for it."),

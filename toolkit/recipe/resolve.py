@@ -11,7 +11,6 @@ from toolkit.recipe.flags import Change, from_keywords, from_words
 from toolkit.recipe.keys import (
     CONFIGS,
     STAGES,
-    STAGES_AVAILABLE,
     did_you_mean,
     keys_of,
 )
@@ -181,17 +180,12 @@ def _identity(keys: dict[str, Given], place: str) -> tuple[str, str]:
     """Take `stage` and `name` out of the keys, and check them."""
     if "stage" not in keys:
         raise RecipeError(f"{place}: the recipe has no `stage`; write one of {', '.join(STAGES)}")
-    known = keys_of(STAGES_AVAILABLE[0])
+    known = keys_of(STAGES[0])
     stage_given = keys.pop("stage")
     stage = stage_given.value[0] if stage_given.origin == "flag" else stage_given.value
     if stage not in STAGES:
         near = did_you_mean(str(stage), STAGES, f"; known: {', '.join(STAGES)}")
         raise RecipeError(f"{stage_given.where}: unknown stage {shown(stage)}{near}")
-    if stage not in STAGES_AVAILABLE:
-        available = ", ".join(STAGES_AVAILABLE)
-        raise RecipeError(
-            f"{stage_given.where}: stage {stage!r} is not built yet; available: {available}"
-        )
     name_given = keys.pop("name", None)
     if name_given is None:
         return stage, stage

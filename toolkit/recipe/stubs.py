@@ -6,7 +6,7 @@ python -m toolkit.recipe.stubs
 import re
 from pathlib import Path
 
-from toolkit.recipe.keys import STAGES_AVAILABLE, TRAINING, Key, keys_of
+from toolkit.recipe.keys import STAGES, TRAINING, Key, keys_of
 from toolkit.recipe.upstream import ENUMS
 
 STUB = Path(__file__).resolve().parents[1] / "__init__.pyi"
@@ -46,8 +46,8 @@ NOT_KEYWORDS = {"stage", "name", "hub_token"}
 
 def generate() -> str:
     """The text of the stub for the installed TRL."""
-    stages = ", ".join(f'"{stage}"' for stage in STAGES_AVAILABLE if stage in TRAINING)
-    return HEAD.replace("{stages}", stages) + "".join(map(function, STAGES_AVAILABLE))
+    stages = ", ".join(f'"{stage}"' for stage in STAGES if stage in TRAINING)
+    return HEAD.replace("{stages}", stages) + "".join(map(function, STAGES))
 
 
 def function(stage: str) -> str:

@@ -60,8 +60,13 @@ def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor) -> Tens
 
 
 def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float
-) -> Tensor:
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    cliprange_value: float,
+    tokens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Half the squared error to the returns, the worse of clipped and not, mean over tokens.
 
     Args:
@@ -70,14 +75,13 @@ def clipped_value_loss(
         returns: (B, T).
         mask: (B, T).
         cliprange_value: how far a value may move from the old one before it earns nothing.
+        tokens: what the sum is divided by; by default the tokens of the mask.
+
+    Returns:
+        The loss, and where the clipped error is the one that counts, (B, T).
     """
-    errors = value_errors(values, old_values, returns, cliprange_value)
-    return 0.5 * (errors * mask).sum() / mask.sum().clamp(min=1)
-
-
-def value_errors(
-    values: Tensor, old_values: Tensor, returns: Tensor, cliprange_value: float
-) -> Tensor:
-    """The squared error of each token, the larger of clipped and not, (B, T)."""
-    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
-    return torch.max((values - returns) ** 2, (clipped - returns) ** 2)
+    near = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    error, clipped = (values - returns) ** 2, (near - returns) ** 2
+    number = mask.sum().clamp(min=1) if tokens is None else tokens
+    loss = 0.5 * (torch.max(error, clipped) * mask).sum() / number
+    return loss, (clipped > error).float()

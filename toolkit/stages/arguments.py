@@ -90,7 +90,12 @@ def refusals(recipe: StageRecipe) -> Iterator[None]:
 
 
 def build_arguments(
-    recipe: StageRecipe, config_class: type[Config], output_dir: Path, **changed: Any
+    recipe: StageRecipe,
+    config_class: type[Config],
+    output_dir: Path,
+    *,
+    owner: str | None = None,
+    **changed: Any,
 ) -> Config:
     """The stage's TRL configuration.
 
@@ -98,12 +103,13 @@ def build_arguments(
         recipe: gives the keys of `config_class`.
         config_class: TRL's, for example SFTConfig.
         output_dir: where checkpoints go.
+        owner: the class whose keys the recipe has, if it is not `config_class` itself.
         **changed: keys that the stage has dealt with itself, at the value that TRL must see.
 
     Raises:
         RecipeError: if TRL refuses a combination of keys.
     """
-    written = recipe.arguments(config_class.__name__)
+    written = recipe.arguments(owner or config_class.__name__)
     arguments: dict[str, Any] = (
         written | device_arguments(recipe) | batch_arguments(recipe) | changed
     )

@@ -23,7 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from toolkit.models.heads import add_scalar_heads, save_scalar_adapter
 from toolkit.models.switching import adapter_weights, checkpoint_through, through, train_only
 from toolkit.models.value import VALUE, add_value_adapter, copy_weights, load_value
-from toolkit.stages.advantages import gae, token_rewards, value_errors, whiten
+from toolkit.stages.advantages import clipped_value_loss, gae, token_rewards, whiten
 from toolkit.stages.ppo_config import PPOConfig
 
 POLICY, REFERENCE = "default", "ref"
@@ -145,30 +145,27 @@ class PPOTrainer(GRPOTrainer):
         Returns:
             The log-ratio of the policy to the reference, and the values, both of shape (B, T).
         """
-        given = {key: rollout[key] for key in MULTIMODAL if key in rollout}
         ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
         seen = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
-        tokens = rollout["completion_ids"].shape[1]
-        taken: list[Tensor] = []
+        tokens, training = rollout["completion_ids"].shape[1], self.model.training
         size = (
             self.args.per_device_train_batch_size
-            if self.model.training
+            if training
             else self.args.per_device_eval_batch_size
         )
-
-        def log_probs(model: Any) -> Tensor:
-            found = self._get_per_token_logps_and_entropies(
-                model, ids, seen, tokens, batch_size=size, **given
-            )
-            return found[0]
-
+        given = {key: rollout[key] for key in MULTIMODAL if key in rollout} | {"batch_size": size}
+        taken: list[Tensor] = []
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            policy = log_probs(self.with_values(self.model, taken))
+            both = self.with_values(self.model, taken)
+            policy, _, _ = self._get_per_token_logps_and_entropies(both, ids, seen, tokens, **given)
             values = torch.cat(taken)[:, -tokens - 1 : -1]
             if REFERENCE not in self.model.peft_config:
                 return torch.zeros_like(policy), values
             with through(self.model, REFERENCE):
-                return policy - log_probs(self.model), values
+                reference, _, _ = self._get_per_token_logps_and_entropies(
+                    self.model, ids, seen, tokens, **given
+                )
+        return policy - reference, values
 
     def with_values(self, model: Any, taken: list[Tensor]) -> Any:
         """The model as TRL calls it; each call also appends the values of its rows to `taken`."""
@@ -186,19 +183,25 @@ class PPOTrainer(GRPOTrainer):
         """TRL's clipped policy loss, plus the clipped value loss; one forward pass gives both."""
         taken: list[Tensor] = []
         policy_loss = super()._compute_loss(self.with_values(model, taken), inputs)
-        mask, old = inputs["value_mask"], inputs["values"]
-        values = taken[0][:, -mask.shape[1] - 1 : -1]
-        errors = value_errors(values, old, inputs["returns"], self.ppo.cliprange_value)
+        mask = inputs["value_mask"]
         # the mean over the tokens of all processes that one optimizer step sees, as in TRL's dapo
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             accumulated = self.current_gradient_accumulation_steps
             tokens = tokens * accumulated / self.args.steps_per_generation
-        value_loss = 0.5 * (errors * mask).sum() / tokens
-        clipped = (values - old).abs() > self.ppo.cliprange_value
-        self.note(mode, "value/loss", 0.5 * errors.detach(), mask)
-        self.note(mode, "value/clip_ratio", clipped.float(), mask)
+        value_loss, clipped = clipped_value_loss(
+            taken[0][:, -mask.shape[1] - 1 : -1],
+            inputs["values"],
+            inputs["returns"],
+            mask,
+            self.ppo.cliprange_value,
+            tokens,
+        )
+        self._metrics[mode]["value/loss"].append(
+            self.accelerator.gather(value_loss.detach()).mean().item()
+        )
+        self.note(mode, "value/clip_ratio", clipped, mask)
         return policy_loss + self.ppo.vf_coef * value_loss
 
     # what is logged

@@ -107,8 +107,8 @@ def chat_tokenizer(
         tokenizer,
         conversational=conversational,
         chat_template_path=recipe["chat_template_path"],
-        eos_token=recipe["eos_token"],
-        pad_token=recipe["pad_token"],
+        eos_token=recipe.get("eos_token"),
+        pad_token=recipe.get("pad_token"),
     )
     if conversational:
         template = describe_template(tokenizer)
@@ -141,6 +141,11 @@ def tell(data: Prepared, model: Any) -> None:
     for split, found in data.sequences.items():
         for line in found.report.lines():
             note(line if split == "train" else f"held out: {line}")
+    tell_trained(model)
+
+
+def tell_trained(model: Any) -> None:
+    """Say how much of a model is trained, and where."""
     trained, total = adapters.trained_parameters(model)
     where = "CPU" if on_cpu() else "GPU"
     note(

@@ -1,0 +1,280 @@
+"""Group relative policy optimization: TRL's GRPOTrainer over an adapter, against any rewards."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from toolkit.artifacts.manifest import StageResult
+from toolkit.data.prompts import prompt_lengths
+from toolkit.data.sources import Rows, load_rows
+from toolkit.errors import RecipeError
+from toolkit.models import adapters, chatml
+from toolkit.models.load import base_arguments, commit_of, load_base, loading
+from toolkit.models.value import copy_weights
+from toolkit.recipe import StageRecipe
+from toolkit.recipe.keys import ADAPTER
+from toolkit.rewards import checked_all, load_reward
+from toolkit.stages.adapter_reward import AdapterReward
+from toolkit.stages.arguments import build_arguments, refusals
+from toolkit.stages.finish import prove, save, train
+from toolkit.stages.lent import check_base, lent, tokenizer_beside
+from toolkit.stages.prepared import Examples, chat_tokenizer, starting_point, tell_trained
+from toolkit.stages.terminal import note
+from toolkit.stages.trainer_class import trainer_class_of
+
+Entry = str | Mapping[str, Any] | Callable[..., Any]
+"""An entry of `reward_funcs`: a name, one with parameters, or from Python a function."""
+
+
+@dataclass
+class Prompts:
+    """What is asked, before any weight is loaded.
+
+    Attributes:
+        rows: the prompts and what rewards read beside them, with their origin.
+        tokenizer: with the template and the stop token that sampling needs.
+        change: what was added to it.
+        lengths: of the prompts, in tokens.
+    """
+
+    rows: Rows
+    tokenizer: PreTrainedTokenizerBase
+    change: chatml.TokenizerChange
+    lengths: list[int]
+
+    def ids_of(self, row: Mapping[str, Any]) -> list[int]:
+        """The words of a prompt as tokens, for the proof."""
+        prompt = row["prompt"]
+        return self.tokenizer(prompt if isinstance(prompt, str) else str(prompt)).input_ids
+
+    def origin(self, recipe: StageRecipe) -> dict[str, Any]:
+        """Where base and prompts come from, for the manifest."""
+        name, revision = recipe["model_name_or_path"], recipe["model_revision"]
+        return {
+            "base": {"name": name, "commit": commit_of(name, revision) if name else None},
+            "data": self.rows.provenance,
+            "prompts": {"number": len(self.lengths), "longest": max(self.lengths)},
+        }
+
+
+def run(
+    recipe: StageRecipe, *, output_dir: Path, earlier: Mapping[str, Path], **objects: Any
+) -> StageResult:
+    """Train, save and prove one stage.
+
+    Args:
+        recipe: the stage's keys.
+        output_dir: the stage's folder.
+        earlier: folders of finished stages, by name, for `start_from` and `reward_funcs`.
+        **objects: what Python gave in place of a name; see `assemble`.
+    """
+    return run_rollouts(assemble, recipe, output_dir=output_dir, earlier=earlier, **objects)
+
+
+def run_rollouts(
+    assemble: Callable[..., tuple[GRPOTrainer, Prompts]],
+    recipe: StageRecipe,
+    *,
+    output_dir: Path,
+    earlier: Mapping[str, Path],
+    **objects: Any,
+) -> StageResult:
+    """Train, save and prove a stage that learns from what it samples."""
+    with lent(objects.get("model")) as loan:
+        trainer, data = assemble(recipe, output_dir=output_dir, earlier=earlier, **objects)
+        if "model" in objects:
+            loan.trained = trainer.model
+        train(trainer, recipe)
+        saved = save(trainer, ids_of=data.ids_of)
+        if "model" not in objects:
+            del trainer  # one base in memory at a time
+            result = prove(saved, reload=base_arguments(recipe))
+        elif isinstance(trainer.model, PeftModel):
+            result = prove(saved, reload=None, resident=trainer.model)
+        else:
+            result = prove(saved, reload={"dtype": "auto"})
+    result.manifest |= data.origin(recipe)
+    return result
+
+
+def build(recipe: StageRecipe, **given: Any) -> GRPOTrainer:
+    """The configured trainer, before `.train()`; arguments as in `assemble`."""
+    return assemble(recipe, **given)[0]
+
+
+def assemble(
+    recipe: StageRecipe,
+    *,
+    output_dir: Path,
+    earlier: Mapping[str, Path],
+    model: PreTrainedModel | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    train_dataset: Examples | None = None,
+    eval_dataset: Examples | None = None,
+    reward_funcs: Sequence[Entry] | None = None,
+    trainer_class: type[GRPOTrainer] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **more: Any,
+) -> tuple[GRPOTrainer, Prompts]:
+    """The configured trainer, and what it is asked.
+
+    Args:
+        recipe: the stage's keys.
+        output_dir: where checkpoints and the log go.
+        earlier: folders of finished stages, by name, for `start_from` and `reward_funcs`.
+        model: a base to use instead of loading `model_name_or_path`.
+        processing_class: its tokenizer.
+        train_dataset: prompts to use instead of loading `dataset_name`.
+        eval_dataset: held-out prompts.
+        reward_funcs: functions, or what a recipe would name.
+        trainer_class: a subclass of TRL's GRPOTrainer.
+        callbacks: the trainer's further callbacks.
+        **more: `tools`, `environment_factory` or `rollout_func`, as TRL takes them.
+
+    Raises:
+        RecipeError: if keys contradict one another, the device, an adapter or a reward.
+        DataError: if a row is wrong.
+        HubError: if the Hub does not give the base or the data.
+    """
+    args = build_arguments(recipe, GRPOConfig, output_dir, **dealt_with(recipe))
+    trained, data = policy(recipe, earlier, model, processing_class, train_dataset, eval_dataset)
+    kind = trainer_class_of(recipe, GRPOTrainer, trainer_class)
+    trainer = rewarded(
+        kind, recipe, earlier, trained, data, reward_funcs, args=args, callbacks=callbacks, **more
+    )
+    if isinstance(trained, PeftModel):
+        keep_one_adapter(trained)
+    return trainer, data
+
+
+def dealt_with(recipe: StageRecipe) -> dict[str, Any]:
+    """The keys of TRL's configuration that the stage has seen to."""
+    return {"model_init_kwargs": None, "trust_remote_code": False}
+
+
+def policy(
+    recipe: StageRecipe,
+    earlier: Mapping[str, Path],
+    model: PreTrainedModel | None,
+    processing_class: PreTrainedTokenizerBase | None,
+    train_dataset: Examples | None,
+    eval_dataset: Examples | None,
+) -> tuple[Any, Prompts]:
+    """The model that learns, and what it is asked; arguments as in `assemble`."""
+    if model is not None:
+        check_base(model)
+        adapters.check_given(recipe, model)
+    set_seed(recipe["seed"])  # the Trainer sets it too, but after the adapter's weights are drawn
+    parent = starting_point(recipe, earlier)
+    if parent is not None:
+        adapters.check_continued(recipe, parent)
+    rows = load_rows(
+        recipe, purpose="prompt", train_dataset=train_dataset, eval_dataset=eval_dataset
+    )
+    tokenizer, change = chat_tokenizer(
+        recipe, parent, processing_class or tokenizer_beside(model, parent), rows.conversational
+    )
+    data = Prompts(rows, tokenizer, change, prompt_lengths(rows.train, tokenizer))
+    with refusals(recipe):
+        base = model if model is not None else load_base(recipe)
+    check_room(recipe, data, base)
+    chatml.fit_embeddings(base, tokenizer, change)
+    if parent is not None:
+        with loading(parent):
+            return adapters.continue_from(base, parent, change), data
+    return (adapters.attach(base, recipe, change) if recipe["use_peft"] else base), data
+
+
+def rewarded(
+    kind: Callable[..., GRPOTrainer],
+    recipe: StageRecipe,
+    earlier: Mapping[str, Path],
+    trained: Any,
+    data: Prompts,
+    reward_funcs: Sequence[Entry] | None,
+    **given: Any,
+) -> GRPOTrainer:
+    """A trainer with its rewards, each of them checked at every call.
+
+    Args:
+        kind: makes the trainer.
+        recipe: names the rewards where `reward_funcs` does not.
+        earlier: folders of finished stages, by name.
+        trained: the model.
+        data: the prompts.
+        reward_funcs: functions, or what a recipe would name.
+        **given: to the trainer.
+    """
+    functions: list[Any] = []
+    for entry in reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ():
+        if isinstance(entry, str) and entry.startswith(ADAPTER):
+            name = entry.removeprefix(ADAPTER)
+            functions.append(AdapterReward(name, str(earlier.get(name, name))))
+        else:
+            functions.append(load_reward(entry))
+    judges = [function for function in functions if isinstance(function, AdapterReward)]
+    if judges and not isinstance(trained, PeftModel):
+        raise RecipeError(
+            f"reward_funcs: {judges[0].__name__} needs an adapter as the policy, so that the base "
+            "stays what both go over; leave use_peft: false out"
+        )
+    rewards = checked_all(functions, tell=note)
+    tell(data, trained, [reward.__name__ for reward in rewards])
+    with refusals(recipe):
+        trainer = kind(
+            model=trained,
+            reward_funcs=rewards,
+            train_dataset=data.rows.train,
+            eval_dataset=data.rows.eval,
+            processing_class=data.tokenizer,
+            **given | {"callbacks": list(given["callbacks"])},
+        )
+    for number, judge in enumerate(judges):
+        judge.bind(trainer, "reward" if number == 0 else f"reward_{number + 1}")
+    return trainer
+
+
+def keep_one_adapter(model: PeftModel) -> None:
+    """Make TRL's reference a whole copy of the policy, and save the policy alone.
+
+    TRL 1.16 copies what has `.default.` in its name, which the rows of added tokens have not.
+    """
+    if "ref" in model.peft_config:
+        copy_weights(model, "default", "ref")
+    saved: Any = model
+    saved.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
+
+
+def check_room(recipe: StageRecipe, data: Prompts, model: PreTrainedModel) -> None:
+    """Refuse prompts that leave no room for a completion.
+
+    Raises:
+        RecipeError: naming the longest prompt and the base's limit.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest, wanted = max(data.lengths), recipe["max_completion_length"]
+    if limit and longest + wanted > limit:
+        over = sum(length + wanted > limit for length in data.lengths)
+        raise RecipeError(
+            f"max_completion_length: {over:,} of {len(data.lengths):,} prompts leave no room for "
+            f"{wanted:,} tokens (the longest has {longest:,}, the base {limit:,} positions); write "
+            f"max_completion_length: {max(1, limit - longest)}, or take longer prompts out"
+        )
+
+
+def tell(data: Prompts, model: Any, rewards: Sequence[str]) -> None:
+    """Say what is asked, what rewards it, and what is trained."""
+    for line in [*data.rows.notes, *data.change.notes]:
+        note(line)
+    lengths = sorted(data.lengths)
+    note(
+        f"{len(lengths):,} prompts, {lengths[len(lengths) // 2]:,} tokens in the middle, "
+        f"{lengths[-1]:,} at most; rewarded by {', '.join(rewards) or 'the environment'}"
+    )
+    tell_trained(model)
