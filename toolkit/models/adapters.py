@@ -239,11 +239,20 @@ def continue_from(model: PreTrainedModel, parent: str, change: TokenizerChange) 
 
 
 def continue_as(
-    config: LoraConfig, model: PreTrainedModel, parent: str, change: TokenizerChange
+    config: LoraConfig,
+    model: PreTrainedModel,
+    parent: str,
+    change: TokenizerChange,
+    new: str | None = None,
 ) -> PeftModel:
     """Load an adapter's weights into one that is as the configuration says; else as `continue_from`.
 
-    What only one of the two has stays as it is in a fresh adapter, or is left out.
+    Args:
+        config: of the copy; weights of the adapter that have no place in it are left out.
+        model: as of `continue_from`, like the others.
+        parent: the adapter.
+        change: what was added to its tokenizer.
+        new: a weight that the adapter does not have, and that starts as the model has it.
     """
     base, config.inference_mode = config.base_model_name_or_path, False
     whole = set(matrix_names(model)) & set(config.modules_to_save or ())
@@ -261,7 +270,9 @@ def continue_as(
     weights = load_peft_weights(parent, device="cpu")
     starts = get_peft_model_state_dict(continued, save_embedding_layers=False)
     for key, start in ((key, value.cpu()) for key, value in starts.items()):
-        if key.endswith(ROWS):
+        if new is not None and key.endswith(new):
+            weights[key] = start
+        elif key.endswith(ROWS):
             held = weights.get(key, start[:0])
             weights[key] = torch.cat([held, start[len(held) :]])
         elif key.removesuffix(".weight").rpartition(".")[2] in whole:
