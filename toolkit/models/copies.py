@@ -16,13 +16,14 @@ def copy_adapter(model: PeftModel, source: str, target: str) -> None:
     Args:
         model: with both adapters.
         source: what is copied; it stays as it is.
-        target: what becomes its copy.
+        target: what becomes its copy; it may lack weights that the other has.
 
     Raises:
-        ValueError: if the two do not have the same weights.
+        ValueError: if it has others.
     """
     given, weights = adapter_weights(model, source), adapter_weights(model, target)
-    if not given or given.keys() != weights.keys():
+    shapes = {place: weight.shape for place, weight in given.items()}
+    if not weights or any(shapes.get(place) != weight.shape for place, weight in weights.items()):
         raise ValueError(
             f"adapter {target!r} cannot become a copy of {source!r}: they hold {len(weights):,} and "
             f"{len(given):,} weights, not the same ones"

@@ -3,10 +3,10 @@
 import copy
 from pathlib import Path
 
-import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
+from toolkit.models.copies import copy_adapter
 from toolkit.models.heads import SCORE, add_head, load_scalar_adapter
 from toolkit.models.switching import adapter_weights
 from toolkit.models.token_rows import matrix_names
@@ -34,7 +34,7 @@ def add_value_adapter(model: PeftModel, start: str | None = None) -> list[nn.Par
         config = copy.deepcopy(model.peft_config["default"])
         without_head(config, model)
         model.add_adapter(VALUE, config)
-        copy_weights(model, "default", VALUE)
+        copy_adapter(model, "default", VALUE)
         add_head(model, VALUE)
     weights = list(adapter_weights(model, VALUE).values())
     for weight in weights:
@@ -53,14 +53,6 @@ def without_head(config: object, model: PeftModel) -> None:
             for name, indices in rows.items()
             if name.rpartition(".")[2] not in head or name.rpartition(".")[2] == embedding
         }
-
-
-@torch.no_grad()
-def copy_weights(model: PeftModel, source: str, target: str) -> None:
-    """Set the weights of one adapter to those of another, as far as it has them."""
-    given = adapter_weights(model, source)
-    for place, weight in adapter_weights(model, target).items():
-        weight.copy_(given[place])
 
 
 def load_value(model: PeftModel, directory: Path) -> None:

@@ -15,8 +15,9 @@ from toolkit.data.prompts import prompt_lengths
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
+from toolkit.models.copies import added_as_copies
 from toolkit.models.load import base_arguments, commit_of, load_base, loading
-from toolkit.models.value import copy_weights
+from toolkit.models.merging import merge_while_generating
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards import checked_all, load_reward
@@ -145,8 +146,9 @@ def assemble(
     args = build_arguments(recipe, GRPOConfig, output_dir, **dealt_with(recipe))
     trained, data = policy(recipe, earlier, model, processing_class, train_dataset, eval_dataset)
     kind = trainer_class_of(recipe, GRPOTrainer, trainer_class)
+    make = functools.partial(with_whole_reference, kind)
     trainer = rewarded(
-        kind, recipe, earlier, trained, data, reward_funcs, args=args, callbacks=callbacks, **more
+        make, recipe, earlier, trained, data, reward_funcs, args=args, callbacks=callbacks, **more
     )
     if isinstance(trained, PeftModel):
         keep_one_adapter(trained)
@@ -235,18 +237,23 @@ def rewarded(
             processing_class=data.tokenizer,
             **given | {"callbacks": list(given["callbacks"])},
         )
+    if isinstance(trained, PeftModel):
+        merge_while_generating(trained)
     for number, judge in enumerate(judges):
         judge.bind(trainer, "reward" if number == 0 else f"reward_{number + 1}")
     return trainer
 
 
-def keep_one_adapter(model: PeftModel) -> None:
-    """Make TRL's reference a whole copy of the policy, and save the policy alone.
+def with_whole_reference(kind: type[GRPOTrainer], model: Any, **given: Any) -> GRPOTrainer:
+    """A trainer whose reference is a copy of the policy in every weight."""
+    if not isinstance(model, PeftModel):
+        return kind(model=model, **given)
+    with added_as_copies(model):
+        return kind(model=model, **given)
 
-    TRL 1.16 copies what has `.default.` in its name, which the rows of added tokens have not.
-    """
-    if "ref" in model.peft_config:
-        copy_weights(model, "default", "ref")
+
+def keep_one_adapter(model: PeftModel) -> None:
+    """Save the policy alone: what it is compared with is where it started from."""
     saved: Any = model
     saved.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])
 

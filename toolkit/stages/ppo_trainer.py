@@ -20,9 +20,10 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model
 
+from toolkit.models.copies import added_as_copies
 from toolkit.models.heads import add_scalar_heads, save_scalar_adapter
 from toolkit.models.switching import adapter_weights, checkpoint_through, through, train_only
-from toolkit.models.value import VALUE, add_value_adapter, copy_weights, load_value
+from toolkit.models.value import VALUE, add_value_adapter, load_value
 from toolkit.stages.advantages import clipped_value_loss, gae, token_rewards, whiten
 from toolkit.stages.ppo_config import PPOConfig
 
@@ -61,13 +62,12 @@ class PPOTrainer(GRPOTrainer):
     ):
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # every trained weight is used in every step
-        super().__init__(model=model, args=args, **kwargs)
+        with added_as_copies(model, POLICY):
+            super().__init__(model=model, args=args, **kwargs)
         self.ppo = args
         # The KL is a penalty in the reward: with 0 here TRL neither adds it to the loss nor asks PEFT
         # for the reference, which would freeze the value adapter.
         self.beta = 0.0
-        if REFERENCE in model.peft_config:
-            copy_weights(model, POLICY, REFERENCE)  # TRL's own copy leaves out the rows of tokens
         add_scalar_heads(model)
         self.value_weights = add_value_adapter(model, value_start_from)
         if args.disable_dropout:
