@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
@@ -22,6 +23,26 @@ from toolkit.models.switching import through
 
 SCORE = "base_model.model.score.weight"
 """The head in a SEQ_CLS adapter's file."""
+
+
+def where_it_has_rows(method: Any) -> Any:
+    """Have PEFT pass over a matrix where an adapter trains no rows, when it saves or loads it.
+
+    PEFT 0.21 (utils/other.py) checks so for modules that are trained whole, not for trained rows: a
+    scalar adapter has none in the output matrix, where the policy beside it may have some.
+    """
+
+    @functools.wraps(method)
+    def rows_of(self: Any, adapter_name: str, *args: Any) -> dict[str, Any]:
+        return method(self, adapter_name, *args) if adapter_name in self._adapters else {}
+
+    return rows_of
+
+
+for _name in ("adapter_state_dict", "adapter_state_dict_load_map"):
+    setattr(
+        TrainableTokensWrapper, _name, where_it_has_rows(getattr(TrainableTokensWrapper, _name))
+    )
 
 
 @dataclass
@@ -48,7 +69,8 @@ def add_scalar_heads(model: PeftModel) -> nn.ModuleDict:
     Returns:
         The heads by adapter, to which `add_head` adds; they move and save with the model.
     """
-    heads = nn.ModuleDict()
+    held: Any = getattr(model, "scalar_heads", None)  # of a reward adapter that came first
+    heads = nn.ModuleDict() if held is None else held
     model.scalar_heads = heads
     base: Any = model.get_base_model()
     upstream = base.forward
@@ -63,8 +85,9 @@ def add_scalar_heads(model: PeftModel) -> nn.ModuleDict:
             kwargs.pop(key, None)
         with through(model, scalar_head):
             hidden = base.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        head: Any = heads[scalar_head]
         with torch.autocast(hidden.device.type, enabled=False):
-            scalars = heads[scalar_head](hidden.float())[..., 0]
+            scalars = head(hidden.to(head.weight.dtype)).float()[..., 0]
         return ScalarOutput(**said, scalars=scalars) if both else scalars
 
     base.forward = forward
