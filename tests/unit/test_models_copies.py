@@ -84,4 +84,4 @@ def test_adapters_that_are_not_alike_are_no_copies(tiny_base):
     config = type(model.peft_config["default"])(r=4, target_modules=["q_proj"])
     model.add_adapter("small", config)
     with pytest.raises(ValueError, match="not the same ones"):
-        copy_adapter(model, "default", "small")
+        copy_adapter(model, "small", "default")
