@@ -1,4 +1,4 @@
-"""The three forms of a row that are trained: `messages`, `prompt`+`completion`, `text`.
+"""Any rows in a standard form: `messages`, `prompt`+`completion`, `text`, ranked answers, `prompt`.
 
 Every row is looked at, not the first alone. Columns of other conventions (ShareGPT, Alpaca, question
 and answer) are converted, with a note. Messages and tools are held as JSON columns, which read as
@@ -7,65 +7,55 @@ lists.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
 
-from toolkit.data.columns import PLACE, exact_columns, json_array, kind_of, listed, with_place
-from toolkit.data.rules import BrokenRule, check_answers, messages_of, text_of, tools_of
+from toolkit.data import preferences, prompts, supervised
+from toolkit.data.columns import PLACE, exact_columns, json_array, listed, with_place
+from toolkit.data.plans import FIELDS, TOOLS, Plan
+from toolkit.data.rules import BrokenRule, tools_of
 from toolkit.errors import DataError
 
-CONVERSATIONS = ("messages", "conversations", "conversation")
-ASKED = ("instruction", "question", "problem", "query")
-ANSWERED = ("output", "response", "solution", "answer")
-GIVEN = ("input", "context")
-SYSTEM = ("system", "system_prompt")
-HISTORY = "history"
-TOOLS = "tools"
-FIELDS = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-"""The columns that carry each form."""
+__all__ = ["FIELDS", "TOOLS", "code_digest", "to_standard"]
+
+ALWAYS_JSON = ("answers", "ranks")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which columns are read, and how.
+class Purpose(NamedTuple):
+    """What rows are read for.
 
     Attributes:
-        format: "messages", "prompt_completion" or "text".
-        needed: the columns that no row may lack.
-        optional: the columns that a row may lack.
-        reading: makes a row of the standard form of a row.
-        note: what is converted; empty if nothing is.
+        plans: every way to read rows with some columns, the most telling first.
+        missing: why there is no plan, and what was expected.
+        dropped: which of the columns that no plan reads are left out; None for all of them.
     """
 
-    format: str
-    needed: tuple[str, ...]
-    optional: tuple[str, ...]
-    reading: Callable[[Mapping[str, Any], "Plan"], dict[str, Any]]
-    note: str = ""
+    plans: Callable[[Sequence[str], str | None], list[Plan]]
+    missing: Callable[[Sequence[str], str | None], str]
+    dropped: frozenset[str] | None = None
 
-    def value(self, row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
-        """The optional column that is one of `names`, and what the row has there."""
-        column = next((name for name in self.optional if name in names), "")
-        return column, row[column] if column else None
+
+PURPOSES = {
+    "sft": Purpose(supervised.possible_plans, supervised.what_is_missing),
+    "preference": Purpose(preferences.possible_plans, preferences.what_is_missing),
+    "prompt": Purpose(prompts.possible_plans, prompts.what_is_missing, prompts.TAKEN),
+}
 
 
 def to_standard(
-    dataset: Dataset, *, origin: str, text_field: str | None = None
+    dataset: Dataset, *, origin: str, text_field: str | None = None, purpose: str = "sft"
 ) -> tuple[Dataset, str, list[str]]:
-    """The rows in one of the three forms, each of them checked.
+    """The rows in a standard form, each of them checked.
 
     Args:
         dataset: any rows; `source` and `row`, if there, say where each comes from.
         origin: what the data set is called.
         text_field: the column to train on as text, unless there are messages or prompts.
+        purpose: "sft" for `messages`, `prompt`+`completion` or `text`; "preference" for ranked
+            answers; "prompt" for `prompt` and all other columns as they are.
 
     Returns:
         The rows with the columns of their form (see `FIELDS`), `tools` where given, `dataset`,
@@ -77,88 +67,48 @@ def to_standard(
     if not set(PLACE) <= set(dataset.column_names):
         dataset = with_place(dataset, origin)
     columns = [name for name in dataset.column_names if name not in PLACE]
-    plans = possible_plans(columns, text_field)
+    wanted = PURPOSES[purpose]
+    plans = wanted.plans(columns, text_field)
     if not plans:
-        raise DataError(f"{origin}: {_what_is_missing(columns, text_field)}")
+        raise DataError(f"{origin}: {wanted.missing(columns, text_field)}")
     plan = plans[0]
     read = [name for name in columns if any(name in (*p.needed, *p.optional) for p in plans)]
-    dataset = dataset.select_columns([*read, *PLACE])
     features = _features(dataset, plan)
+    carried = _carried(columns, wanted, features)
+    dataset = dataset.select_columns([*dict.fromkeys([*read, *carried]), *PLACE])
+    features |= {name: dataset.features[name] for name in carried}
     standard = dataset.with_format("arrow").map(
         _convert,
         batched=True,
         remove_columns=dataset.column_names,
         features=Features(features),
-        fn_kwargs={"plans": plans, "kinds": features, "origin": origin},
+        fn_kwargs={"plans": plans, "kinds": features, "carried": carried, "origin": origin},
         new_fingerprint=_fingerprint(dataset, plan, features, origin),
         desc="reading rows",
     )
-    notes = [f"{origin}: {plan.note}"] if plan.note else []
-    used = {*plan.needed, *(plan.optional if TOOLS in features else set(plan.optional) - {TOOLS})}
+    note = plan.told(dataset)
+    notes = [f"{origin}: {note}"] if note else []
+    used = {*plan.needed, *plan.optional, *carried} - ({TOOLS} - features.keys())
     if unused := [name for name in columns if name not in used]:
         notes.append(f"{origin}: not used: {listed(unused)}")
     return standard.with_format(None), plan.format, notes
 
 
-def possible_plans(columns: Sequence[str], text_field: str | None = None) -> list[Plan]:
-    """Every way to read rows with these columns, the most telling first."""
-    plans = []
-    tools = (TOOLS,) if TOOLS in columns else ()
-    for name in CONVERSATIONS:
-        if name in columns:
-            system = tuple(c for c in SYSTEM if c in columns) if name != "messages" else ()
-            note = "" if name == "messages" else f"{name} read as messages"
-            plans.append(Plan("messages", (name,), (*tools, *system[:1]), _read_messages, note))
-    if "prompt" in columns and "completion" in columns:
-        plans.append(Plan("prompt_completion", ("prompt", "completion"), tools, _read_completion))
-    if text_field is not None:  # TRL reads it where there are no messages and no prompts
-        texts = [Plan("text", (text_field,), (), _read_text)] if text_field in columns else []
-        return plans + texts
-    asked, answered, given, system = (
-        next((name for name in names if name in columns), None)
-        for names in (ASKED, ANSWERED, GIVEN, SYSTEM)
-    )
-    if asked and answered:
-        history = HISTORY if HISTORY in columns else None
-        extra = tuple(name for name in (given, system, history) if name)
-        user = " and ".join(name for name in (asked, given) if name)
-        note = f"converted to messages: {user} → user, {answered} → assistant"
-        note += "".join(
-            f", {name} → {to}"
-            for name, to in ((system, "system"), (history, "earlier turns"))
-            if name
-        )
-        plans.append(Plan("messages", (asked, answered), (*extra, *tools), _read_asked, note))
-    if "text" in columns:
-        plans.append(Plan("text", ("text",), (), _read_text))
-    return plans
-
-
-def _what_is_missing(columns: list[str], text_field: str | None) -> str:
-    if text_field is not None:
-        return f"there is no column {text_field!r} (dataset_text_field); found {listed(columns)}"
-    if "chosen" in columns and "rejected" in columns:
-        return "chosen and rejected are preferences: stage reward or dpo reads them, sft does not"
-    if {"role", "content"} <= set(columns):
-        return "each row is one message; put the messages of a conversation into a list, messages"
-    if "input_ids" in columns:
-        return "the rows are tokens already; give the messages or texts that they were made from"
-    only = "prompt without completion; " if "prompt" in columns else ""
-    return (
-        f"{only}expected messages, prompt and completion, or text (or conversations, or instruction "
-        f"and output, or question and answer); found the columns {listed(columns)}"
-    )
+def _carried(columns: list[str], purpose: Purpose, features: Mapping[str, Any]) -> list[str]:
+    """The columns that pass as they are."""
+    if purpose.dropped is None:
+        return []
+    return [name for name in columns if name not in purpose.dropped and name not in features]
 
 
 def _features(dataset: Dataset, plan: Plan) -> dict[str, Any]:
     """The columns of the standard form: text where it is text in the data set, else JSON."""
-    features: dict[str, Any] = {}
-    for name in FIELDS[plan.format]:
-        is_text = plan.format == "text" or (
-            plan.format == "prompt_completion" and isinstance(dataset.features[name], Value)
-        )
-        features[name] = Value("string") if is_text else Json()
-    if TOOLS in plan.optional and any(isinstance(kind, Json) for kind in features.values()):
+    is_text = plan.is_text(dataset)
+    features: dict[str, Any] = {
+        name: Value("string") if is_text and name not in ALWAYS_JSON else Json()
+        for name in FIELDS[plan.format]
+    }
+    if TOOLS in plan.optional and not is_text:
         features[TOOLS] = Json()
     return features | {
         "dataset": Value("string"),
@@ -182,35 +132,40 @@ def code_digest() -> str:
 
 
 def _convert(
-    table: pa.Table,
-    plans: list[Plan],
-    kinds: dict[str, Any],
-    origin: str,
+    table: pa.Table, plans: list[Plan], kinds: dict[str, Any], carried: list[str], origin: str
 ) -> pa.Table:
-    plan, batch = plans[0], exact_columns(table)
-    found: dict[str, list[Any]] = {name: [] for name in kinds}
+    plan = plans[0]
+    read = dict.fromkeys(name for each in plans for name in (*each.needed, *each.optional))
+    batch = exact_columns(table.select([*read, *PLACE]))
+    found: dict[str, list[Any]] = {name: [] for name in kinds if name not in carried}
     for index in range(len(table)):
         row = {name: values[index] for name, values in batch.items()}
         try:
             standard = _read(row, plans)
-            if TOOLS in kinds:
+            if TOOLS in found:
                 standard[TOOLS] = tools_of(row[TOOLS], TOOLS)
             for name in FIELDS[plan.format]:
-                if isinstance(kinds[name], Json) and isinstance(standard[name], str):
-                    raise BrokenRule(name, "text, but other rows have a list of messages")
+                _check_kind(name, standard[name], kinds[name])
         except BrokenRule as error:
             raise DataError(f"{row['source']}, row {row['row']}, {error}") from error
         standard |= {"dataset": origin, "source": row["source"], "row": row["row"]}
         for name, values in found.items():
             values.append(standard[name])
-    return pa.table(
-        {
-            name: json_array(values)
-            if isinstance(kinds[name], Json)
-            else pa.array(values, kinds[name].pa_type)
-            for name, values in found.items()
-        }
-    )
+    columns = {
+        name: json_array(values)
+        if isinstance(kinds[name], Json)
+        else pa.array(values, kinds[name].pa_type)
+        for name, values in found.items()
+    }
+    return pa.table(columns | {name: table.column(name) for name in carried})
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """Check that a row has text where the data set has text, and messages where it has messages."""
+    if isinstance(kind, Json) and isinstance(value, str):
+        raise BrokenRule(name, "text, but other rows have a list of messages")
+    if not isinstance(kind, Json) and not isinstance(value, str):
+        raise BrokenRule(name, "read as a list of messages, but other rows are text")
 
 
 def _read(row: Mapping[str, Any], plans: Sequence[Plan]) -> dict[str, Any]:
@@ -227,55 +182,3 @@ def _read(row: Mapping[str, Any], plans: Sequence[Plan]) -> dict[str, Any]:
     if lacking:
         raise BrokenRule(lacking[0], "null or absent")
     return plan.reading(row, plan)
-
-
-def _read_messages(row: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    name = plan.needed[0]
-    messages = messages_of(row[name], name)
-    check_answers(messages, name)
-    column, system = plan.value(row, SYSTEM)
-    if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": text_of(system, column)})
-    return {"messages": messages}
-
-
-def _read_completion(row: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) != isinstance(completion, str):
-        raise BrokenRule(
-            "completion",
-            f"{kind_of(completion)}, but prompt is {kind_of(prompt)}: both are text, or both lists",
-        )
-    if isinstance(prompt, str):
-        return {
-            "prompt": text_of(prompt, "prompt", empty=True),
-            "completion": text_of(completion, "completion"),
-        }
-    before = messages_of(prompt, "prompt")
-    after = messages_of(completion, "completion", earlier=before)
-    check_answers(after, "completion")
-    return {"prompt": before, "completion": after}
-
-
-def _read_asked(row: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    asked, answered = plan.needed
-    messages = []
-    column, system = plan.value(row, SYSTEM)
-    if system:
-        messages.append({"role": "system", "content": text_of(system, column)})
-    for turn in row.get(HISTORY) or ():
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise BrokenRule(HISTORY, "expected pairs of what was asked and answered")
-        messages.append({"role": "user", "content": text_of(turn[0], HISTORY)})
-        messages.append({"role": "assistant", "content": text_of(turn[1], HISTORY)})
-    words = text_of(row[asked], asked)
-    column, given = plan.value(row, GIVEN)
-    if given is not None and text_of(given, column, empty=True).strip():
-        words = f"{words}\n\n{given}"
-    messages.append({"role": "user", "content": words})
-    messages.append({"role": "assistant", "content": text_of(row[answered], answered)})
-    return {"messages": messages}
-
-
-def _read_text(row: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    return {"text": text_of(row[plan.needed[0]], plan.needed[0])}

@@ -1,17 +1,17 @@
 """Where rows come from: a local file or folder, the Hub, a mixture, or Python objects."""
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, IterableDataset, Json
+from datasets import Dataset, IterableDataset
 
 from toolkit.data.columns import PLACE, listed, with_place
 from toolkit.data.files import read_objects
-from toolkit.data.formats import FIELDS, to_standard
+from toolkit.data.formats import to_standard
+from toolkit.data.held_out import leaked, split_off, split_rows
+from toolkit.data.plans import FIELDS, is_conversational
 from toolkit.data.splits import joined
 from toolkit.data.tables import load_table
 from toolkit.errors import DataError, RecipeError
@@ -24,12 +24,12 @@ Examples = Dataset | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Checked rows in one of the three standard forms, with where they come from.
+    """Checked rows in one of the standard forms, with where they come from.
 
     Attributes:
         train: what is trained.
         eval: what is held out, if anything.
-        format: "messages", "prompt_completion" or "text".
+        format: "messages", "prompt_completion" or "text"; "ranked" for preferences; "prompt".
         provenance: one entry per data set: its name, revision, split, rows and fingerprint.
         notes: what was converted, skipped or held out.
     """
@@ -43,23 +43,23 @@ class Rows:
     @property
     def conversational(self) -> bool:
         """Whether the rows are messages, so that a chat template is needed."""
-        return _is_conversational(self.train, self.format)
-
-
-def _is_conversational(rows: Dataset, form: str) -> bool:
-    return any(isinstance(rows.features[name], Json) for name in FIELDS[form])
+        return is_conversational(self.train, self.format)
 
 
 def load_rows(
     recipe: StageRecipe,
     *,
+    purpose: str = "sft",
     train_dataset: Examples | None = None,
     eval_dataset: Examples | None = None,
 ) -> Rows:
     """The rows that a recipe names, or that Python gave, checked and split.
 
+    Preferences and prompts are held out by prompt: rows of one prompt stay on one side.
+
     Args:
         recipe: `dataset_name` or `datasets`, their splits, `test_split_size`, `seed`.
+        purpose: what the rows are for: "sft", "preference" or "prompt"; see `to_standard`.
         train_dataset: rows to use instead.
         eval_dataset: held-out rows to use instead.
 
@@ -69,15 +69,15 @@ def load_rows(
         HubError: if the Hub does not give the data.
     """
     for key in ("dataset_streaming", "streaming"):
-        if recipe[key]:
+        if recipe.get(key):
             raise RecipeError(
                 f"{_where(recipe, key)}: {key} is not supported: rows are checked and counted "
                 "before training; take a part instead, such as dataset_train_split: train[:100000]"
             )
-    reader = _Reader(recipe)
+    reader = _Reader(recipe, purpose)
     if train_dataset is not None:
         train = reader.objects(train_dataset, "train_dataset")
-    elif recipe["datasets"]:
+    elif recipe.get("datasets"):
         train = reader.mixture(recipe["datasets"])
     else:
         train = reader.named(recipe["dataset_train_split"])
@@ -86,15 +86,16 @@ def load_rows(
     else:
         train, held_out = _hold_out(recipe, reader, train, from_python=train_dataset is not None)
     if held_out is not None:
-        reader.notes += _leaked(train, held_out, FIELDS[reader.form])
+        reader.notes += leaked(train, held_out, reader.form)
     return Rows(train, held_out, reader.form, reader.provenance, reader.notes)
 
 
 class _Reader:
     """Reads data sets one after another into one form, and remembers what was said of each."""
 
-    def __init__(self, recipe: StageRecipe):
+    def __init__(self, recipe: StageRecipe, purpose: str):
         self.recipe = recipe
+        self.purpose = purpose
         self.form = ""
         self.first: tuple[str, str] | None = None  # the form in words, and what is called so
         self.provenance: list[dict[str, Any]] = []
@@ -107,7 +108,7 @@ class _Reader:
             recipe["dataset_name"],
             config=recipe["dataset_config"],
             split=split,
-            revision=recipe["dataset_revision"],
+            revision=recipe.get("dataset_revision"),
         )
         return self._standard(table, origin)
 
@@ -130,7 +131,7 @@ class _Reader:
         Fractions are shares of the result: they are normalised, no row is repeated, and of each
         data set the first `round(share * total)` rows are kept, as in TRL.
         """
-        if self.recipe["dataset_revision"]:
+        if self.recipe.get("dataset_revision"):
             raise RecipeError(
                 f"{_where(self.recipe, 'dataset_revision')}: dataset_revision goes with "
                 "dataset_name, not with datasets"
@@ -183,10 +184,12 @@ class _Reader:
         text_field = None
         if self.recipe.is_written("dataset_text_field"):
             text_field = self.recipe["dataset_text_field"]
-        standard, self.form, notes = to_standard(table, origin=name, text_field=text_field)
+        standard, self.form, notes = to_standard(
+            table, origin=name, text_field=text_field, purpose=self.purpose
+        )
         words = " and ".join(FIELDS[self.form])
-        if self.form == "prompt_completion":
-            is_chat = _is_conversational(standard, self.form)
+        if "prompt" in FIELDS[self.form]:
+            is_chat = is_conversational(standard, self.form)
             words += " as messages" if is_chat else " as text"
         self.first = self.first or (words, name)
         if self.first[0] != words:
@@ -216,7 +219,7 @@ def _hold_out(
     recipe: StageRecipe, reader: _Reader, train: Dataset, *, from_python: bool
 ) -> tuple[Dataset, Dataset | None]:
     """The training rows, and those to evaluate on where the recipe asks for it."""
-    size, evaluated = recipe["test_split_size"], recipe["eval_strategy"] != "no"
+    size, evaluated = recipe.get("test_split_size"), recipe.get("eval_strategy", "no") != "no"
     if size is not None:
         if recipe.is_written("dataset_test_split"):
             raise RecipeError(
@@ -224,52 +227,15 @@ def _hold_out(
                 "both given: held-out rows are drawn from the training rows, or have a split of "
                 "their own; write one of the two"
             )
-        train, held_out = split_rows(train, size, seed=recipe["seed"])
+        train, held_out, count = split_off(train, size, form=reader.form, seed=recipe["seed"])
         unused = "" if evaluated else '; eval_strategy is "no", so nothing is measured on them'
-        reader.notes.append(f"{len(held_out):,} rows held out by test_split_size{unused}")
+        reader.notes.append(f"{count} held out by test_split_size{unused}")
         return train, held_out
     if not evaluated:
         return train, None
-    if from_python or recipe["datasets"]:
+    if from_python or recipe.get("datasets"):
         raise RecipeError(
             f"{_where(recipe, 'eval_strategy')}: there are no rows to evaluate on; set "
             "test_split_size: 0.05"
         )
     return train, reader.named(recipe["dataset_test_split"])
-
-
-def split_rows(rows: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset]:
-    """Training rows and held-out rows, each in their order; the same for any number of processes.
-
-    Args:
-        rows: all of them.
-        size: a share below one, or a number of rows.
-        seed: which rows are drawn.
-
-    Raises:
-        DataError: if one of the two would be empty.
-    """
-    count = int(size) if size >= 1 else round(size * len(rows))
-    if not 0 < count < len(rows):
-        raise DataError(
-            f"test_split_size {size} of {len(rows):,} rows would hold out {count:,}; both sides "
-            "need at least one row"
-        )
-    drawn = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(drawn[count:])), rows.select(np.sort(drawn[:count]))
-
-
-def _leaked(train: Dataset, held_out: Dataset, columns: Sequence[str]) -> list[str]:
-    """A warning if rows that are held out are also trained."""
-
-    def digests(rows: Dataset) -> Iterator[bytes]:
-        table: Any
-        for table in rows.select_columns(list(columns)).with_format("arrow").iter(1000):
-            for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                yield hashlib.blake2b(repr(row).encode(), digest_size=12).digest()
-
-    trained = set(digests(train))
-    both = sum(digest in trained for digest in digests(held_out))
-    if not both:
-        return []
-    return [f"warning: {both:,} of the {len(held_out):,} held-out rows are training rows too"]
