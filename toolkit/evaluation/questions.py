@@ -8,8 +8,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from toolkit.data.columns import PLACE, exact_columns, kind_of, listed
-from toolkit.data.formats import ANSWERED, ASKED
+from toolkit.data.plans import ASKED
 from toolkit.data.rules import BrokenRule, text_of
+from toolkit.data.supervised import ANSWERED
 from toolkit.errors import DataError
 from toolkit.rewards.answer import LETTERS, normalised
 

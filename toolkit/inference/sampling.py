@@ -5,7 +5,7 @@ else is in its batch, up to the rounding of the model's own logits, which in flo
 and in half precision may now and then turn one word.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokeni
 from transformers.generation import StoppingCriteriaList
 
 from toolkit.errors import DataError, RecipeError, TrainingError
+from toolkit.inference.batch import Batch
 from toolkit.inference.decoding import RefuseNaN, SeededDraw, StopStrings, uniforms, warpers
 from toolkit.models.load import stop_token_ids
 
@@ -82,6 +83,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.stop_ids = stop_token_ids(model, tokenizer)
+        self.stop_set = frozenset(self.stop_ids)
         pad: Any = tokenizer.pad_token_id
         self.pad_id = pad if pad is not None else (*self.stop_ids, 0)[0]
 
@@ -129,42 +131,62 @@ class TransformersEngine:
 
     def _complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """The completions of one batch."""
-        device = self.model.device
-        length = max(len(prompt.input_ids) for prompt in prompts)
-        pads = [length - len(prompt.input_ids) for prompt in prompts]
-        input_ids = [
-            [self.pad_id] * pad + prompt.input_ids
-            for pad, prompt in zip(pads, prompts, strict=True)
-        ]
-        mask = [[0] * pad + [1] * (length - pad) for pad in pads]
-        ends = StopStrings(self.tokenizer, [prompt.stop_strings for prompt in prompts], length)
-        config = GenerationConfig(
-            max_new_tokens=sampling.max_completion_length,
-            do_sample=False,  # SeededDraw draws
-            use_cache=True,
-            eos_token_id=self.stop_ids or None,
-            pad_token_id=self.pad_id,
-        )
+        batch = Batch([prompt.input_ids for prompt in prompts], self.pad_id, self.model.device)
+        found: dict[int, Completion] = {}
         try:
-            with as_for_generation(self.model, config):
-                tokens = self.model.generate(
-                    input_ids=torch.tensor(input_ids, device=device),
-                    attention_mask=torch.tensor(mask, device=device),
-                    generation_config=config,
-                    logits_processor=processors(prompts, sampling, length, device),
-                    stopping_criteria=StoppingCriteriaList([ends] if ends.is_needed else []),
-                )
+            with as_for_generation(self.model, self._settings(1)):
+                if (shared := batch.shared()) is not None:
+                    batch.spread(self._generate(shared, 1).past_key_values)
+                while batch.rows:
+                    found |= self._go_on(batch, prompts, sampling)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the device has not enough memory to complete {len(prompts)} prompts at a time "
                 f"({str(error).splitlines()[0]}); lower per_device_eval_batch_size or "
                 "max_completion_length"
             ) from error
-        rows = tokens[:, length:].tolist()
-        return [
-            self._finish(row, stop, prompt.stop_strings)
-            for row, stop, prompt in zip(rows, ends.lengths, prompts, strict=True)
-        ]
+        return [found[row] for row in range(len(prompts))]
+
+    def _go_on(
+        self, batch: Batch, prompts: Sequence[Prompt], sampling: Sampling
+    ) -> dict[int, Completion]:
+        """Some more steps for the rows that are left; the completions of those that end with it."""
+        left = [prompts[row] for row in batch.rows]
+        length = batch.prompt_length
+        ends = StopStrings(self.tokenizer, [prompt.stop_strings for prompt in left], length)
+        made = self._generate(
+            batch.inputs(),
+            batch.next_steps(sampling.max_completion_length),
+            logits_processor=processors(left, sampling, length, self.model.device),
+            stopping_criteria=StoppingCriteriaList([ends] if ends.is_needed else []),
+        )
+        written = batch.extend(made.sequences, made.past_key_values)
+        is_last = batch.steps >= sampling.max_completion_length
+        found: dict[int, Completion] = {}
+        remaining: list[int] = []
+        for place, row in enumerate(batch.rows):
+            ended = ends.lengths[place] is not None or not self.stop_set.isdisjoint(written[place])
+            if ended or is_last:
+                strings = left[place].stop_strings
+                found[row] = self._finish(written[place], ends.lengths[place], strings)
+            else:
+                remaining.append(place)
+        batch.keep(remaining)
+        return found
+
+    def _generate(self, inputs: Mapping[str, Any], steps: int, **given: Any) -> Any:
+        """So many steps of transformers' loop."""
+        return self.model.generate(**inputs, generation_config=self._settings(steps), **given)
+
+    def _settings(self, steps: int) -> GenerationConfig:
+        return GenerationConfig(
+            max_new_tokens=steps,
+            do_sample=False,  # SeededDraw draws
+            use_cache=True,
+            eos_token_id=self.stop_ids or None,
+            pad_token_id=self.pad_id,
+            return_dict_in_generate=True,
+        )
 
     def _finish(
         self, row: list[int], length: int | None, stop_strings: tuple[str, ...]
