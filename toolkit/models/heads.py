@@ -80,7 +80,7 @@ def add_scalar_heads(model: PeftModel) -> nn.ModuleDict:
         if scalar_head is None:
             return upstream(*args, **kwargs)
         both = "fused_lm_head" in kwargs
-        said = upstream(*args, **kwargs) if both else None
+        said: Any = upstream(*args, **kwargs) if both else None
         for key in ("fused_lm_head", "labels", "output_router_logits"):
             kwargs.pop(key, None)
         with through(model, scalar_head):

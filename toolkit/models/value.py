@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import nn
@@ -14,16 +15,13 @@ from toolkit.models.token_rows import matrix_names
 VALUE = "value"
 
 
-def add_value_adapter(model: PeftModel, start: str | None = None) -> list[nn.Parameter]:
+def add_value_adapter(model: PeftModel, start: str | None = None) -> None:
     """Add the adapter `value` and its head, in float32.
 
     Args:
         model: with the adapter `default` and `add_scalar_heads`.
         start: a reward stage's adapter to start from, its head included. By default the critic
             starts as a copy of the policy whose head gives 0 everywhere.
-
-    Returns:
-        What is to be trained of it.
 
     Raises:
         RecipeError: if `start` is no adapter with a head, or does not fit the base.
@@ -36,23 +34,26 @@ def add_value_adapter(model: PeftModel, start: str | None = None) -> list[nn.Par
         model.add_adapter(VALUE, config)
         copy_adapter(model, "default", VALUE)
         add_head(model, VALUE)
-    weights = list(adapter_weights(model, VALUE).values())
-    for weight in weights:
+    for weight in value_weights(model):
         weight.data = weight.data.float()
+
+
+def value_weights(model: PeftModel) -> list[nn.Parameter]:
+    """What is trained of the critic: the adapter and its head, as the model holds them now."""
     heads: nn.ModuleDict = model.scalar_heads  # pyright: ignore[reportAssignmentType]
-    return [*weights, *heads[VALUE].parameters()]
+    return [*adapter_weights(model, VALUE).values(), *heads[VALUE].parameters()]
 
 
-def without_head(config: object, model: PeftModel) -> None:
+def without_head(config: Any, model: PeftModel) -> None:
     """Take the output matrix out of an adapter that never uses it: DDP waits for its gradient."""
-    embedding, *head = matrix_names(model.get_base_model())  # pyright: ignore[reportArgumentType]
-    rows = getattr(config, "trainable_token_indices", None)
-    if isinstance(rows, dict) and len(rows) > 1:
-        config.trainable_token_indices = {  # pyright: ignore[reportAttributeAccessIssue]
-            name: indices
-            for name, indices in rows.items()
-            if name.rpartition(".")[2] not in head or name.rpartition(".")[2] == embedding
-        }
+    embedding, *other = matrix_names(model.get_base_model())  # pyright: ignore[reportArgumentType]
+    head = set(other) - {embedding}
+    rows, whole = config.trainable_token_indices, config.modules_to_save
+    if isinstance(rows, dict):
+        kept = {name: ids for name, ids in rows.items() if name.rpartition(".")[2] not in head}
+        config.trainable_token_indices = kept or None
+    if whole:
+        config.modules_to_save = [n for n in whole if n.rpartition(".")[2] not in head] or None
 
 
 def load_value(model: PeftModel, directory: Path) -> None:

@@ -23,7 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from toolkit.models.copies import added_as_copies
 from toolkit.models.heads import add_scalar_heads, save_scalar_adapter
 from toolkit.models.switching import adapter_weights, checkpoint_through, through, train_only
-from toolkit.models.value import VALUE, add_value_adapter, load_value
+from toolkit.models.value import VALUE, add_value_adapter, load_value, value_weights
 from toolkit.stages.advantages import clipped_value_loss, gae, token_rewards, whiten
 from toolkit.stages.ppo_config import PPOConfig
 
@@ -48,7 +48,17 @@ class PPOTrainer(GRPOTrainer):
         **kwargs: as of GRPOTrainer.
     """
 
-    _name = "PPO"
+    _name, _tag_names = "PPO", ["trl", "ppo"]
+    _paper = {  # noqa: RUF012 - as TRL has it
+        "title": "Proximal Policy Optimization Algorithms",
+        "id": "1707.06347",
+        "citation": "@article{schulman2017proximal,\n"
+        "    title  = {{Proximal Policy Optimization Algorithms}},\n"
+        "    author = {John Schulman and Filip Wolski and Prafulla Dhariwal and Alec Radford and "
+        "Oleg Klimov},\n"
+        "    year   = 2017,\n"
+        "    eprint = {arXiv:1707.06347},\n}",
+    }
     model: Any
     args: Any
 
@@ -62,6 +72,8 @@ class PPOTrainer(GRPOTrainer):
     ):
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # every trained weight is used in every step
+        # Over a quantized base TRL would round to bfloat16 what is trained, and not its reference.
+        model.requires_grad_(False)
         with added_as_copies(model, POLICY):
             super().__init__(model=model, args=args, **kwargs)
         self.ppo = args
@@ -69,7 +81,7 @@ class PPOTrainer(GRPOTrainer):
         # for the reference, which would freeze the value adapter.
         self.beta = 0.0
         add_scalar_heads(model)
-        self.value_weights = add_value_adapter(model, value_start_from)
+        add_value_adapter(model, value_start_from)
         if args.disable_dropout:
             disable_dropout_in_model(model)
         checkpoint_through(model)
@@ -81,7 +93,7 @@ class PPOTrainer(GRPOTrainer):
     def mark_trained(self) -> None:
         """Train the policy and the value adapter with its head, nothing else."""
         policy = adapter_weights(self.model, POLICY).values()
-        train_only(self.model, [*policy, *self.value_weights])
+        train_only(self.model, [*policy, *value_weights(self.model)])
 
     # the reward step
 
@@ -98,12 +110,14 @@ class PPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         self._metrics[mode].pop("frac_reward_zero_std", None)  # it is of groups, which PPO has not
         mask = self.action_mask(rollout)
-        scores, scored = self.scores(rollout["completion_ids"], mask)
+        scores, scored = self.scores(rollout)
         mask = mask * scored[:, None]
         log_ratio, values = self.look_back(rollout)
         rewards = token_rewards(scores, log_ratio, mask, self.ppo.beta)
         advantages, returns = self.compute_advantages(rewards, values, mask)
         self.note_rollout(mode, rewards, values, returns, log_ratio, mask)
+        if REFERENCE not in self.model.peft_config:
+            del self._metrics[mode]["kl"]
         rollout["advantages"] = whiten(advantages, mask, *self.moments(advantages, mask))
         return rollout | {"values": values, "returns": returns, "value_mask": mask}
 
@@ -124,18 +138,21 @@ class PPOTrainer(GRPOTrainer):
         mask = rollout["completion_mask"]
         return mask * rollout["tool_mask"] if "tool_mask" in rollout else mask
 
-    def scores(self, completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, rollout: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The weighted rewards of this process's completions, (B,), and whether there is one, (B,).
 
         A completion that no reward could score is not trained on.
         """
+        ids, mask = rollout["completion_ids"], rollout["completion_mask"]
         first = self.accelerator.process_index * len(mask)
         raw = self.raw_rewards[first : first + len(mask)]
         scored = ~raw.isnan().all(dim=1)
         scores = (raw * self.reward_weights.to(raw.device)).nansum(dim=1)
         if self.ppo.missing_eos_penalty is not None:
-            stops = torch.isin(completion_ids, torch.tensor(self.eos_token_ids, device=mask.device))
-            scores = scores - self.ppo.missing_eos_penalty * ~(stops * mask).bool().any(dim=1)
+            # the last token, because a call to a tool ends with a stop token too
+            last = ids.gather(1, (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0))[:, 0]
+            stops = torch.isin(last, torch.tensor(self.eos_token_ids, device=last.device))
+            scores = scores - self.ppo.missing_eos_penalty * ~stops
         return scores, scored
 
     @torch.no_grad()
@@ -186,9 +203,9 @@ class PPOTrainer(GRPOTrainer):
         mask = inputs["value_mask"]
         # the mean over the tokens of all processes that one optimizer step sees, as in TRL's dapo
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        mode = "train" if self.model.training else "eval"
-        if mode == "train":
-            accumulated = self.current_gradient_accumulation_steps
+        mode, accumulated = "eval", 1
+        if self.model.training:
+            mode, accumulated = "train", self.current_gradient_accumulation_steps
             tokens = tokens * accumulated / self.args.steps_per_generation
         value_loss, clipped = clipped_value_loss(
             taken[0][:, -mask.shape[1] - 1 : -1],
@@ -198,9 +215,8 @@ class PPOTrainer(GRPOTrainer):
             self.ppo.cliprange_value,
             tokens,
         )
-        self._metrics[mode]["value/loss"].append(
-            self.accelerator.gather(value_loss.detach()).mean().item()
-        )
+        share: Any = self.accelerator.reduce(value_loss.detach(), reduction="mean")
+        self._metrics[mode]["value/loss"].append(share.item() * accumulated)
         self.note(mode, "value/clip_ratio", clipped, mask)
         return policy_loss + self.ppo.vf_coef * value_loss
 
@@ -226,8 +242,9 @@ class PPOTrainer(GRPOTrainer):
         some = mask.any(dim=1, keepdim=True)
         self.note(mode, "reward_with_penalties", rewards.sum(dim=1, keepdim=True), some)
         unexplained = self.moments(returns - values, mask)[1]
-        variance = self.moments(returns, mask)[1].clamp(min=1e-8)
-        self._metrics[mode]["value/explained_variance"].append((1 - unexplained / variance).item())
+        variance = self.moments(returns, mask)[1]
+        explained = 1 - unexplained / variance if variance > 1e-8 else torch.tensor(torch.nan)
+        self._metrics[mode]["value/explained_variance"].append(explained.item())
 
     def moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance over the tokens of all processes."""
@@ -243,7 +260,7 @@ class PPOTrainer(GRPOTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's optimizer, in which the value adapter and its head have their own learning rate."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        critic = {id(weight) for weight in self.value_weights}
+        critic = {id(weight) for weight in value_weights(self.model)}
         for group in list(optimizer.param_groups):
             own = [weight for weight in group["params"] if id(weight) in critic]
             if own:
@@ -258,8 +275,15 @@ class PPOTrainer(GRPOTrainer):
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             save_scalar_adapter(self.model, VALUE, folder / VALUE, state_dict)
+            words: Any = self.processing_class  # whoever loads it makes room for added tokens
+            words.save_pretrained(str(folder / VALUE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_value(self.model, Path(resume_from_checkpoint) / VALUE)
         self.mark_trained()  # PEFT trains nothing but the active adapter of what it loads
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        load_value(self.model, Path(str(self.state.best_model_checkpoint)) / VALUE)
+        self.mark_trained()
