@@ -147,7 +147,7 @@ def describe_template(tokenizer: PreTrainedTokenizerBase) -> TemplateReport:
     Raises:
         DataError: if the tokenizer has no chat template, or one that cannot render a question.
     """
-    template, _ = _state(tokenizer, None)
+    template, _ = state_of(tokenizer, None)
     blocks = not template.reads_strings and template.reads_blocks
     user: Message = {"role": "user", "content": USER_TEXT}
     plain: Message = {"role": "assistant", "content": MARKERS[0]}
@@ -193,7 +193,7 @@ def _reason(mode: str, ending: Ending, refusal: str) -> str:
 _STATES: dict[tuple[Any, ...], tuple[Template, Encoder]] = {}
 
 
-def _state(tokenizer: PreTrainedTokenizerBase, tools: Any) -> tuple[Template, Encoder]:
+def state_of(tokenizer: PreTrainedTokenizerBase, tools: Any) -> tuple[Template, Encoder]:
     """What is known about a tokenizer and its template; forgotten when either changes."""
     try:
         source = tokenizer.get_chat_template(None, tools)
@@ -223,7 +223,7 @@ def read_conversation(
     """
     if not messages:
         raise DataError("the conversation is empty")
-    template, encoder = _state(tokenizer, tools)
+    template, encoder = state_of(tokenizer, tools)
     conversation = template.normalise(messages, tools)
     at = [i for i, m in enumerate(conversation) if m["role"] == "assistant" and i >= first]
     if at and at[0] == 0:

@@ -85,7 +85,7 @@ def check_answers(messages: list[dict[str, Any]], column: str) -> None:
         BrokenRule: if every turn of the assistant's is empty.
     """
     turns = [message for message in messages if message["role"] == "assistant"]
-    if turns and not any(_says_something(turn) for turn in turns):
+    if turns and not any(says_something(turn) for turn in turns):
         raise BrokenRule(column, "every assistant turn is empty, so nothing to train")
 
 
@@ -172,7 +172,8 @@ def _check_called(messages: list[dict[str, Any]], place: str) -> None:
         raise BrokenRule(place, "a tool's result without an assistant turn that called the tool")
 
 
-def _says_something(turn: Mapping[str, Any]) -> bool:
+def says_something(turn: Mapping[str, Any]) -> bool:
+    """Whether a checked turn of the assistant's has words or calls a tool."""
     content = turn["content"]
     texts = [content] if isinstance(content, str) else [block["text"] for block in content]
     return bool(turn.get("tool_calls")) or any(text.strip() for text in texts)

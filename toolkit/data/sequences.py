@@ -124,7 +124,7 @@ def tokenize(
         remove_columns=rows.column_names,
         features=Features(KINDS),
         fn_kwargs={"tokenizer": tokenizer, "options": options},
-        new_fingerprint=_fingerprint(rows, tokenizer, options),
+        new_fingerprint=token_fingerprint(rows, tokenizer, options),
         desc="tokenizing",
     )
     found = found.with_format(None)
@@ -220,7 +220,7 @@ def _whole_sequencer(tokenizer: PreTrainedTokenizerBase, options: Options) -> Se
     return sequences_of
 
 
-def _fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, options: Options) -> str:
+def token_fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, options: Any) -> str:
     """What the result depends on: rows, tokenizer, template, options, and the code."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
