@@ -21,6 +21,9 @@ class PPOConfig(GRPOConfig):
         default=1, metadata={"help": "Completions per prompt, from 1."}
     )
     beta: float = field(default=0.05, metadata={"help": "Weight of the KL penalty in the reward."})
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "With dropout, a policy's ratio to itself is not 1."}
+    )
     num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})

@@ -24,8 +24,10 @@ from toolkit.models.copies import added_as_copies
 from toolkit.models.heads import add_scalar_heads, save_scalar_adapter
 from toolkit.models.switching import adapter_weights, checkpoint_through, through, train_only
 from toolkit.models.value import VALUE, add_value_adapter, load_value, value_weights
+from toolkit.models.vllm_weights import send_base_weights
 from toolkit.stages.advantages import clipped_value_loss, gae, token_rewards, whiten
 from toolkit.stages.ppo_config import PPOConfig
+from toolkit.stages.prompt_order import PromptOrder
 
 POLICY, REFERENCE = "default", "ref"
 # What a rollout holds for models that also see; TRL passes it to every forward pass.
@@ -85,6 +87,8 @@ class PPOTrainer(GRPOTrainer):
         if args.disable_dropout:
             disable_dropout_in_model(model)
         checkpoint_through(model)
+        if self.use_vllm:
+            send_base_weights(self.vllm_generation)
         self.model.save_pretrained = functools.partial(
             self.model.save_pretrained, selected_adapters=[POLICY]
         )
@@ -277,6 +281,9 @@ class PPOTrainer(GRPOTrainer):
             save_scalar_adapter(self.model, VALUE, folder / VALUE, state_dict)
             words: Any = self.processing_class  # whoever loads it makes room for added tokens
             words.save_pretrained(str(folder / VALUE))
+
+    def _get_train_sampler(self, dataset: Any = None) -> PromptOrder:
+        return PromptOrder(super()._get_train_sampler(dataset), self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
