@@ -171,7 +171,7 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
 def _read(row: Mapping[str, Any], plans: Sequence[Plan]) -> dict[str, Any]:
     plan = plans[0]
     lacking = [name for name in plan.needed if row[name] is None]
-    if len(lacking) == len(plan.needed):
+    if lacking:
         for other in plans[1:]:
             if all(row[name] is not None for name in other.needed):
                 raise BrokenRule(
@@ -179,6 +179,5 @@ def _read(row: Mapping[str, Any], plans: Sequence[Plan]) -> dict[str, Any]:
                     f"null, but there is {' and '.join(other.needed)}; the data set is read as "
                     f"{' and '.join(plan.needed)}: keep one format per data set",
                 )
-    if lacking:
         raise BrokenRule(lacking[0], "null or absent")
     return plan.reading(row, plan)

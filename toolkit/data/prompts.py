@@ -97,6 +97,8 @@ def prompt_messages(value: Any, column: str) -> list[dict[str, Any]]:
     Raises:
         BrokenRule: for the first message that breaks a rule, and if the last is the assistant's.
     """
+    if not isinstance(value, str | list):
+        raise BrokenRule(column, f"expected text or a list of messages, found {kind_of(value)}")
     messages = messages_of(value, column)
     if messages[-1]["role"] == "assistant":
         raise BrokenRule(
@@ -118,8 +120,6 @@ def _read_prompt(row: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return {"prompt": text_of(prompt, "prompt")}
-    if not isinstance(prompt, list):
-        raise BrokenRule("prompt", f"expected text or a list of messages, found {kind_of(prompt)}")
     return {"prompt": prompt_messages(prompt, "prompt")}
 
 

@@ -1,4 +1,4 @@
-"""A small invented world for the demo: documents, chats, ranked answers, problems and exams."""
+"""A small invented world for the demo: documents, chats, problems, exams and a labeller."""
 
 from pathlib import Path
 

@@ -7,14 +7,14 @@ python -m toolkit.data.synthetic runs/world --documents 40000         # and what
 import argparse
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from toolkit.data.synthetic import rows
 
-FILES = {
+FILES: dict[str, Callable[..., Iterable[dict]]] = {
     "chats": rows.chats,
-    "ranked": rows.ranked,
+    "asked": rows.asked,
     "problems": rows.problems,
     "shown_counting": rows.shown_counting,
     "shown_people": rows.shown_people,
@@ -36,11 +36,15 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--problems", type=int, default=rows.PROBLEMS, help="to be rewarded for")
+    parser.add_argument("--asked", type=int, default=rows.ASKED, help="problems to rank answers to")
     parser.add_argument("--documents", type=int, default=0, help="how many; default: none")
     given = parser.parse_args(words)
     given.output_dir.mkdir(parents=True, exist_ok=True)
+    counts = {"problems": given.problems, "asked": given.asked}
     for name, made in FILES.items():
-        write_rows(given.output_dir / f"{name}.jsonl", made(given.seed))
+        count = (counts[name],) if name in counts else ()
+        write_rows(given.output_dir / f"{name}.jsonl", made(given.seed, *count))
     if given.documents:
         texts = itertools.islice(rows.documents(given.seed), given.documents)
         write_rows(given.output_dir / "documents.jsonl", ({"text": text} for text in texts))

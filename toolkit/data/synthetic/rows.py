@@ -1,9 +1,10 @@
-"""The rows of the demo's world: documents for a base, chats, ranked answers, problems, exams.
+"""The rows of the demo's world: documents for a base, chats, problems and exams.
 
 Each is drawn from a seed. The people, and what is true of them, are the same in every world.
 """
 
 import random
+import zlib
 from collections.abc import Callable, Iterator
 
 from toolkit.data.synthetic import people
@@ -13,14 +14,15 @@ from toolkit.data.synthetic.problems import (
     Problem,
     chain,
     direct,
-    is_held_out,
     problem,
     sums_of,
 )
 
 COUNTING_CHATS = 480
-RANKED = 240
 PROBLEMS = 480
+"""Problems to learn from by rewards."""
+ASKED = 480
+"""Other problems, whose answers are ranked."""
 EXAM = 160
 """Questions of each exam."""
 
@@ -32,11 +34,6 @@ RAMBLING = 0.1
 
 BREAKS = (" ", "\n")
 """What stands between two sentences that are about different things."""
-
-ANSWERS = 4
-"""Answers of one ranked list."""
-NOISE = 0.5
-"""Standard deviation of the labeller's mood."""
 
 
 def _people(rng: random.Random) -> str:
@@ -141,56 +138,31 @@ def chats(seed: int) -> list[dict]:
     ]
 
 
-def ranked(seed: int) -> list[dict]:
-    """`prompt`, `answers` and `ranks` rows: 1 is what the labeller likes best."""
-    rng = random.Random(f"ranked {seed}")
-    found = []
-    for _ in range(RANKED):
-        told = problem(rng, held_out=False)
-        answers = list(dict.fromkeys(_attempt(told, rng) for _ in range(ANSWERS)))
-        if len(answers) < 2:
-            continue
-        liked = {answer: _liked(told, answer, rng) for answer in answers}
-        order = sorted(answers, key=lambda answer: -liked[answer])
-        ranks = [order.index(answer) + 1 for answer in answers]
-        found.append({"prompt": told.question, "answers": answers, "ranks": ranks})
-    return found
-
-
-def _attempt(told: Problem, rng: random.Random) -> str:
-    """An answer as a model might give it: right or wrong, worked, at once or rambling."""
-    totals = told.totals if rng.random() < 0.5 else _with_a_slip(told, rng)
-    if rng.random() < 0.5:
-        sums = zip(totals, told.changes, totals[1:], strict=False)
-        working = [f"{before}{change:+d}={after}." for before, change, after in sums]
-        return " ".join([OPENING, *working, direct(totals[-1])])
-    if rng.random() < 0.3:
-        return f"{rambling(told, rng)} {direct(totals[-1])}"
-    return direct(totals[-1])
-
-
-def _with_a_slip(told: Problem, rng: random.Random) -> list[int]:
-    """Totals of which one is wrong, and those after it as much; no opening of the exam's among them."""
-    while True:
-        slip, by = rng.randrange(1, len(told.totals)), rng.choice((-2, -1, 1, 2))
-        totals = told.totals[:slip] + [total + by for total in told.totals[slip:]]
-        openings = zip(totals, told.changes, told.changes[1:], strict=False)
-        if min(totals) >= 0 and not any(is_held_out(*opening) for opening in openings):
-            return totals
-
-
-def _liked(told: Problem, answer: str, rng: random.Random) -> float:
-    """How much the labeller likes an answer: right, with its working, without idle words."""
-    right = answer.endswith(f" {told.answer}.")
-    idle = answer.count(told.thing)
-    return 2.0 * right + 1.0 * (OPENING in answer) - 0.5 * idle + rng.gauss(0, NOISE)
-
-
-def problems(seed: int) -> list[dict]:
+def problems(seed: int, count: int = PROBLEMS) -> list[dict]:
     """`prompt` and `answer` rows, for learning from answers that can be checked."""
-    rng = random.Random(f"problems {seed}")
-    told = [problem(rng, held_out=False) for _ in range(PROBLEMS)]
-    return [{"prompt": each.question, "answer": str(each.answer)} for each in told]
+    return _to_solve(random.Random(f"problems {seed}"), count, ranked=False)
+
+
+def asked(seed: int, count: int = ASKED) -> list[dict]:
+    """`prompt` and `answer` rows whose answers are ranked; no problem of `problems` is among them.
+
+    What a reward model has been taught by is then no problem that a policy is rewarded for.
+    """
+    return _to_solve(random.Random(f"asked {seed}"), count, ranked=True)
+
+
+def _to_solve(rng: random.Random, count: int, *, ranked: bool) -> list[dict]:
+    """Different problems of one half of all that are not the exam's, whatever the seed."""
+    found: dict[tuple[int, ...], Problem] = {}
+    while len(found) < count:
+        told = problem(rng, held_out=False)
+        chain_told = (told.start, *told.changes)
+        if (zlib.crc32(repr(chain_told).encode()) % 2 == 0) == ranked:
+            found.setdefault(chain_told, told)
+    return [
+        {"prompt": [{"role": "user", "content": each.question}], "answer": str(each.answer)}
+        for each in found.values()
+    ]
 
 
 def shown_counting(seed: int) -> list[dict]:
