@@ -167,12 +167,21 @@ class ProgressLine(TrainerCallback):
             self.progress = None
 
     def values(self) -> str:
-        """The latest loss and speed in a few words."""
+        """What the latest step says, in a few words; of rollouts, the loss says nothing."""
         shown = [
-            ("loss" if "loss" in self.latest else "train_loss", "loss"),
-            ("eval_loss", "held-out"),
-            ("mean_token_accuracy", "accuracy"),
+            ("reward", "reward"),
+            ("completions/mean_length", "tokens"),
+            ("kl", "KL"),
+            ("value/explained_variance", "explained"),
         ]
+        if "reward" not in self.latest:
+            shown = [
+                ("loss" if "loss" in self.latest else "train_loss", "loss"),
+                ("eval_loss", "held-out"),
+                ("mean_token_accuracy", "accuracy"),
+                ("accuracy", "pairs right"),
+                ("rewards/accuracies", "pairs right"),
+            ]
         return "  ".join(
             f"{word} {self.latest[key]:.3f}" for key, word in shown if key in self.latest
         )
