@@ -6,6 +6,7 @@ lists.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from toolkit.errors import DataError
 __all__ = ["FIELDS", "TOOLS", "code_digest", "to_standard"]
 
 ALWAYS_JSON = ("answers", "ranks")
+LONG_NUMBER = re.compile(r"\d{19}")
 
 
 class Purpose(NamedTuple):
@@ -157,7 +159,24 @@ def _convert(
         else pa.array(values, kinds[name].pa_type)
         for name, values in found.items()
     }
+    for name in carried:
+        if isinstance(kinds[name], Json):
+            _check_readable(table, name, kinds[name])
     return pa.table(columns | {name: table.column(name) for name in carried})
+
+
+def _check_readable(table: pa.Table, name: str, kind: Json) -> None:
+    """Check that `datasets` can read a column of JSON again; its parser refuses large numbers."""
+    for index, text in enumerate(table.column(name).to_pylist()):
+        if text is not None and LONG_NUMBER.search(text):
+            try:
+                kind.decode_example(text)
+            except ValueError as error:
+                source, row = (table.column(place)[index].as_py() for place in PLACE)
+                raise DataError(
+                    f"{source}, row {row}, column {name!r}: a number that datasets cannot read "
+                    f"({error}); write it as text"
+                ) from error
 
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:
