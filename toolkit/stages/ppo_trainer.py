@@ -95,7 +95,11 @@ class PPOTrainer(GRPOTrainer):
         self.mark_trained()
 
     def mark_trained(self) -> None:
-        """Train the policy and the value adapter with its head, nothing else."""
+        """Train the policy and the value adapter with its head, nothing else.
+
+        PEFT trains the active adapter alone once `set_adapter`, `load_adapter` or `disable_adapter`
+        was used, be it by a reward, by a callback or while resuming.
+        """
         policy = adapter_weights(self.model, POLICY).values()
         train_only(self.model, [*policy, *value_weights(self.model)])
 
@@ -111,6 +115,7 @@ class PPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """TRL's rollout, with advantages per token, and what the value loss needs."""
         rollout = super()._generate_and_score_completions(inputs)
+        self.mark_trained()
         mode = "train" if self.model.training else "eval"
         self._metrics[mode].pop("frac_reward_zero_std", None)  # it is of groups, which PPO has not
         mask = self.action_mask(rollout)
@@ -263,6 +268,7 @@ class PPOTrainer(GRPOTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's optimizer, in which the value adapter and its head have their own learning rate."""
+        self.mark_trained()
         optimizer = super().create_optimizer(*args, **kwargs)
         critic = {id(weight) for weight in value_weights(self.model)}
         for group in list(optimizer.param_groups):
@@ -288,7 +294,7 @@ class PPOTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_value(self.model, Path(resume_from_checkpoint) / VALUE)
-        self.mark_trained()  # PEFT trains nothing but the active adapter of what it loads
+        self.mark_trained()
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
