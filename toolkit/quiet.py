@@ -18,8 +18,13 @@ EXPECTED: dict[str, str | tuple[str, ...]] = {
     "transformers.tokenization_utils_base": "Token indices sequence length is longer",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
 }
-# TRL 1.16 sets the first and PEFT 0.21 reads the second; transformers 5.23 warns of both.
-DEPRECATED = ("`gradient_checkpointing` is deprecated", "`is_gradient_checkpointing` is deprecated")
+# TRL 1.16 sets or calls the first three and PEFT 0.21 reads the last; transformers 5.23 warns of them.
+DEPRECATED = (
+    "`gradient_checkpointing` is deprecated",
+    "`gradient_checkpointing_enable` is deprecated",
+    "`gradient_checkpointing_disable` is deprecated",
+    "`is_gradient_checkpointing` is deprecated",
+)
 
 
 def quiet_libraries() -> None:

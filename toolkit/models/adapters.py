@@ -14,6 +14,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    TaskType,
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
@@ -179,6 +180,11 @@ def check_continued(recipe: StageRecipe, parent: str) -> dict[str, Any]:
         raise RecipeError(
             f"start_from: expected a LoRA adapter, found {config['peft_type']} in {parent}; name "
             "another, or leave start_from out"
+        )
+    if config.get("task_type") == TaskType.SEQ_CLS and recipe.stage != "reward":
+        raise RecipeError(
+            f"start_from: {parent} is a reward or value adapter, which judges and does not speak; "
+            "name the adapter of a policy"
         )
     for key, field in LORA_FIELDS.items():
         if not recipe.is_written(key):

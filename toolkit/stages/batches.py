@@ -4,29 +4,57 @@ Where the rows do not divide, accelerate (1.15, data_loader.py, BatchSamplerShar
 rows of the epoch, which are then trained twice; here the batches are filled with a row without loss.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, concatenate_datasets
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from toolkit.data.sequences import IGNORED
-
-BLANK_TOKENS = 2  # the fewest of which a model can foretell one
+Blank = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-def with_blanks(rows: Dataset, number: int) -> Dataset:
-    """Rows, and behind them some that carry no loss."""
+class BlankRows:
+    """For a Trainer: on several processes its last training row is blank, never drawn, and fills."""
+
+    accelerator: Any
+    train_dataset: Any
+
+    def fill_with(self, blank: Blank) -> None:
+        """Have what does not divide filled, at the end of the trainer's construction.
+
+        Args:
+            blank: makes a row without loss of any row.
+        """
+        if self.accelerator.num_processes > 1:
+            self.train_dataset = with_blanks(self.train_dataset, 1, blank)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.accelerator.num_processes > 1:
+            rows = rows.select(range(len(rows) - 1))
+        return super()._get_train_sampler(rows)  # type: ignore[misc]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader, on several processes filled with the blank row where theirs would repeat."""
+        loader: Any = super().get_train_dataloader()  # type: ignore[misc]
+        if self.accelerator.num_processes > 1:
+            fill(loader, len(loader.dataset) - 1, self.accelerator.num_processes)
+        return loader
+
+
+def with_blanks(rows: Dataset, number: int, blank: Blank) -> Dataset:
+    """Rows, and behind them some that carry no loss.
+
+    Args:
+        rows: all of them.
+        number: how many blank ones follow.
+        blank: makes one of any row.
+    """
     if not number:
         return rows
-    first = rows[0]
-    blank: dict[str, Any] = first | {
-        "input_ids": first["input_ids"][:BLANK_TOKENS],
-        "labels": [IGNORED] * BLANK_TOKENS,
-        "seq_lengths": [BLANK_TOKENS],
-    }
-    columns = {name: [blank[name]] * number for name in rows.column_names}
+    row = blank(rows[0])
+    columns = {name: [row[name]] * number for name in rows.column_names}
     return concatenate_datasets([rows, Dataset.from_dict(columns, features=rows.features)])
 
 

@@ -42,7 +42,8 @@ def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
     rows, was_training = embedding.weight.shape[0], model.training
     text: Any = model.config.get_text_config()
     settings = {key: getattr(text, key) for key in SETTINGS if hasattr(text, key)}
-    generation = copy.deepcopy(model.generation_config)
+    # a sequence classifier has none
+    generation = copy.deepcopy(getattr(model, "generation_config", None))
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     try:
         yield loan
@@ -53,7 +54,8 @@ def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
             if embedding.weight.shape[0] > rows:
                 model.resize_token_embeddings(rows, mean_resizing=False)
             vars(text).update(settings)
-            model.generation_config = generation
+            if generation is not None:
+                model.generation_config = generation
             for name, weight in model.named_parameters():
                 weight.requires_grad_(name in trainable)
             model.train(was_training)

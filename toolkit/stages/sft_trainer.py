@@ -4,19 +4,21 @@ Two numbers of TRL 1.16 on transformers 5.23 depend on the number of processes a
 size: what the last batch of an epoch trains, and the held-out loss, a mean of the means of batches.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from toolkit.data.sequences import IGNORED
 from toolkit.models import adapters
-from toolkit.stages.batches import fill, with_blanks
+from toolkit.stages.batches import BlankRows, with_blanks
+
+BLANK_TOKENS = 2  # the fewest of which a model can foretell one
 
 
-class TokenExactSFTTrainer(SFTTrainer):
+class TokenExactSFTTrainer(BlankRows, SFTTrainer):
     """An SFTTrainer whose held-out loss is the mean over tokens, and whose epochs hold a row once."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -24,26 +26,12 @@ class TokenExactSFTTrainer(SFTTrainer):
         self.held_out = [0.0, 0]  # summed loss, and its tokens
         # TRL trains an adapter over a quantized base in bfloat16, and resumes it in float32
         adapters.as_float32(self.model)
+        self.fill_with(blank_sequence)
         several = self.accelerator.num_processes
-        if several > 1:
-            # the blank row is never sampled, it fills
-            self.train_dataset = with_blanks(self.train_dataset, 1)  # pyright: ignore[reportArgumentType]
-            if self.eval_dataset is not None:
-                short = -len(self.eval_dataset) % (several * self.args.eval_batch_size)
-                self.eval_dataset = with_blanks(self.eval_dataset, short)  # pyright: ignore
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.accelerator.num_processes > 1:
-            rows = rows.select(range(len(rows) - 1))
-        return super()._get_train_sampler(rows)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The loader, on several processes filled with the blank row where theirs would repeat."""
-        loader = super().get_train_dataloader()
-        if self.accelerator.num_processes > 1:
-            fill(loader, len(loader.dataset) - 1, self.accelerator.num_processes)  # pyright: ignore
-        return loader
+        if several > 1 and self.eval_dataset is not None:
+            short = -len(self.eval_dataset) % (several * self.args.eval_batch_size)
+            rows: Any = self.eval_dataset
+            self.eval_dataset = with_blanks(rows, short, blank_sequence)
 
     def compute_loss(
         self,
@@ -73,3 +61,13 @@ class TokenExactSFTTrainer(SFTTrainer):
         if output.metrics is not None and tokens:
             output.metrics[f"{metric_key_prefix}_loss"] = sum(loss for loss, _ in sums) / tokens
         return output
+
+
+def blank_sequence(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A sequence without loss, as short as can be, that fills a batch."""
+    return {
+        **row,
+        "input_ids": row["input_ids"][:BLANK_TOKENS],
+        "labels": [IGNORED] * BLANK_TOKENS,
+        "seq_lengths": [BLANK_TOKENS],
+    }
