@@ -137,12 +137,12 @@ def role(name: str) -> str:
     return "base"
 
 
-def moved(before: dict[str, torch.Tensor], model: Any) -> dict[str, set[bool]]:
-    """By role, whether its parameters moved: {True} all of them, {False} none."""
-    found: dict[str, set[bool]] = {}
+def moved(before: dict[str, torch.Tensor], model: Any) -> dict[str, str]:
+    """By role, how many of its parameters moved: all, some or none."""
+    found: dict[str, list[bool]] = {}
     for name, weight in model.named_parameters():
-        found.setdefault(role(name), set()).add(not torch.equal(weight, before[name]))
-    return found
+        found.setdefault(role(name), []).append(not torch.equal(weight, before[name]))
+    return {key: "all" if all(m) else "some" if any(m) else "none" for key, m in found.items()}
 
 
 def logged(trainer: Any, key: str) -> list[Any]:
