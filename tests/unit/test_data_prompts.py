@@ -127,6 +127,26 @@ def test_columns_that_trl_fills_itself_are_left_out_and_told():
     assert notes == ["rows: not used: completion, completions"]
 
 
+def test_columns_named_as_the_place_of_a_row_are_passed_by_another_name(tmp_path: Path):
+    row = {"prompt": "a", "source": "olympiads", "row": 7, "dataset": "numina"}
+    own = {"own_source": "olympiads", "own_row": 7, "own_dataset": "numina"}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    Dataset.from_list([row]).to_parquet(tmp_path / "a.parquet")
+    for name in (str(path), str(tmp_path / "a.parquet")):
+        rows = load_rows(recipe(dataset_name=name), purpose="prompt")
+        place = {"dataset": name, "source": name, "row": 1}
+        assert rows.train[0] == {"prompt": "a", **own, **place}
+        note = "its own dataset, source, row passed as own_dataset, own_source, own_row"
+        assert rows.notes == [f"{name}: {note}"]
+    for given in ([row], Dataset.from_list([row])):
+        rows = load_rows(recipe(dataset_name="x"), purpose="prompt", train_dataset=given)
+        assert rows.train[0] | own == rows.train[0]
+        assert rows.train[0]["source"] == "train_dataset"
+    texts = to_standard(read_objects([{"text": "a", "source": "b"}], "rows"), origin="rows")
+    assert texts[2] == ["rows: not used: own_source"]
+
+
 BROKEN = {
     "answered prompt": (
         {"prompt": [USER, ANSWER]},

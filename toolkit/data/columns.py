@@ -18,6 +18,9 @@ from toolkit.errors import DataError
 PLACE = ("source", "row")
 """The columns that say where a row comes from: the file, and its line or position from one."""
 
+OWN = {name: f"own_{name}" for name in ("dataset", *PLACE)}
+"""What a data set's own columns of these names are called, which say where a row comes from."""
+
 Row = tuple[int, dict[str, Any]]
 
 CHUNK_ROWS = 2000  # how many rows are Python objects at a time; they take ten times Arrow's memory
@@ -52,19 +55,24 @@ def listed(names: Iterable[Any]) -> str:
 def table_of(rows: Iterable[Row], source: str) -> pa.Table:
     """Numbered rows as one table, whose columns are the union of all keys, with `source` and `row`.
 
+    Keys of that name become columns as `OWN` says.
+
     Raises:
         DataError: if there are so many keys that they can be no columns.
     """
     remaining, parts, known = iter(rows), list[pa.Table](), set[str]()
     while chunk := list(islice(remaining, CHUNK_ROWS)):
-        names = dict.fromkeys(name for _, row in chunk for name in row if name not in PLACE)
+        names = dict.fromkeys(name for _, row in chunk for name in row)
         known |= names.keys()
         if len(known) > MOST_COLUMNS:
             raise DataError(
                 f"{source}: over {MOST_COLUMNS:,} different keys by row {chunk[-1][0]:,}, such as "
                 f"{listed(sorted(known)[:3])}; expected the same few keys in every row"
             )
-        columns = {name: _array([row.get(name) for _, row in chunk]) for name in names}
+        columns = {
+            OWN[name] if name in PLACE else name: _array([row.get(name) for _, row in chunk])
+            for name in names
+        }
         columns["source"] = pa.repeat(source, len(chunk))
         columns["row"] = pa.array([number for number, _ in chunk], pa.int64())
         parts.append(pa.table(columns))
@@ -166,8 +174,14 @@ def _exact(value: Any, kind: pa.DataType) -> Any:
 
 
 def with_place(dataset: Dataset, source: str) -> Dataset:
-    """The data set with `source` and `row`; a column of its own of that name is replaced."""
-    dataset = dataset.remove_columns([c for c in PLACE if c in dataset.column_names])
-    count = len(dataset)
+    """The data set with `source` and `row`; columns of its own of these names become `OWN`."""
+    dataset, count = with_own(dataset, PLACE), len(dataset)
     dataset = dataset.add_column("source", pa.repeat(source, count))  # type: ignore[arg-type]
     return dataset.add_column("row", pa.array(range(1, count + 1), pa.int64()))  # type: ignore[arg-type]
+
+
+def with_own(dataset: Dataset, names: Iterable[str]) -> Dataset:
+    """The data set with its columns of these names called as `OWN` says."""
+    there = [name for name in names if name in dataset.column_names]
+    dataset = dataset.remove_columns([OWN[n] for n in there if OWN[n] in dataset.column_names])
+    return dataset.rename_columns({name: OWN[name] for name in there}) if there else dataset

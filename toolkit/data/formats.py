@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
 
 from toolkit.data import preferences, prompts, supervised
-from toolkit.data.columns import PLACE, exact_columns, json_array, listed, with_place
+from toolkit.data.columns import OWN, PLACE, exact_columns, json_array, listed, with_own, with_place
 from toolkit.data.plans import FIELDS, TOOLS, Plan
 from toolkit.data.rules import BrokenRule, tools_of
 from toolkit.errors import DataError
@@ -68,6 +68,7 @@ def to_standard(
     """
     if not set(PLACE) <= set(dataset.column_names):
         dataset = with_place(dataset, origin)
+    dataset = with_own(dataset, ["dataset"])
     columns = [name for name in dataset.column_names if name not in PLACE]
     wanted = PURPOSES[purpose]
     plans = wanted.plans(columns, text_field)
@@ -90,6 +91,9 @@ def to_standard(
     )
     note = plan.told(dataset)
     notes = [f"{origin}: {note}"] if note else []
+    if own := [name for name, called in OWN.items() if called in carried]:
+        called = listed(OWN[name] for name in own)
+        notes.append(f"{origin}: its own {listed(own)} passed as {called}")
     used = {*plan.needed, *plan.optional, *carried} - ({TOOLS} - features.keys())
     if unused := [name for name in columns if name not in used]:
         notes.append(f"{origin}: not used: {listed(unused)}")
