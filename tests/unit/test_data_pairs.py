@@ -148,6 +148,19 @@ def test_texts_are_equal_to_supervised_training(stories: Path, prompt: str):
     assert pair["prompt_ids"] == tokenizer(prompt)["input_ids"]
 
 
+def test_a_prompt_that_would_merge_with_its_answer_keeps_its_tokens(stories: Path):
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content if m.role == 'user' else ' Th' + m.content + '</s>' }}"
+        "{% endfor %}{% if add_generation_prompt %} Th{% endif %}"
+    )
+    assert tokenizer.tokenize("Once They") == ["▁Once", "▁They"]
+    (pair,) = pairs(tokenizer, ranked(["ey went", "x"], [1, 2], "Once")).dataset
+    assert tokenizer.convert_ids_to_tokens(pair["prompt_ids"]) == ["▁Once", "▁T", "h"]
+    for side, text in (("chosen_ids", "Once They went</s>"), ("rejected_ids", "Once Thx</s>")):
+        assert tokenizer.decode(pair["prompt_ids"] + pair[side]) == text
+
+
 def test_a_ranking_is_every_two_answers_of_different_rank(words):
     found = pairs(words, ranked(["a", "b", "c", "d"], [2, 1, 4, 2]))
     assert [(c, r) for _, c, r in shown(words, found)] == [
