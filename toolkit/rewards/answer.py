@@ -154,14 +154,14 @@ def ends_in_number(text: str) -> bool:
     return not re.search(r"\w", behind) and final_number(text) is not None
 
 
-def _answer_block(text: str) -> str:
+def answer_block(text: str) -> str:
     """What stands in the last `<answer>…</answer>`, DeepSeek-R1's format; without it, the text."""
     return text.rpartition("<answer>")[2].partition("</answer>")[0]
 
 
 def _plain(text: str) -> str:
     """A text with one spelling of minus, thousands and fractions, and no number that it denies."""
-    text = _answer_block(text).replace("−", "-").replace("{,}", ",")
+    text = answer_block(text).replace("−", "-").replace("{,}", ",")
     text = FRACTION.sub(r"\1/\2", MIXED.sub(" ", text))
     text = THOUSANDS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
     text = re.sub(r"(?<=\d)x(?=\d)", "×", text)  # behind a letter, the 7 of "6x7" is no number
@@ -216,7 +216,7 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     comes next; else every "(B)", "option B" and "is B", and every choice's text, is a name. What
     is denied ("not B", "B is wrong") is none.
     """
-    text = _answer_block(text).replace("−", "-")
+    text = answer_block(text).replace("−", "-")
     known = {normalised(words): position for position, words in enumerate(choices)}
     known.pop("", None)
     if (position := known.get(normalised(text))) is not None:
