@@ -227,6 +227,7 @@ def rewarded(
             "stays what both go over; leave use_peft: false out"
         )
     rewards = checked_all(functions, tell=note)
+    check_enough(given["args"], data)
     tell(data, trained, [reward.__name__ for reward in rewards])
     with refusals(recipe):
         trainer = kind(
@@ -272,6 +273,27 @@ def check_room(recipe: StageRecipe, data: Prompts, model: PreTrainedModel) -> No
             f"max_completion_length: {over:,} of {len(data.lengths):,} prompts leave no room for "
             f"{wanted:,} tokens (the longest has {longest:,}, the base {limit:,} positions); write "
             f"max_completion_length: {max(1, limit - longest)}, or take longer prompts out"
+        )
+
+
+def check_enough(args: GRPOConfig, data: Prompts) -> None:
+    """Refuse fewer prompts than one rollout takes: TRL would train nothing, and call it done.
+
+    Raises:
+        RecipeError: naming how many there are, and the largest rollout that can be formed of them.
+    """
+    number, each = len(data.lengths), int(args.num_generations or 1)
+    size = int(args.generation_batch_size or 1)
+    if number < size // each:
+        raise RecipeError(
+            f"generation_batch_size: a rollout of {size:,} completions, {each:,} of each prompt, "
+            f"takes {size // each:,} prompts, found {number:,}; write generation_batch_size: "
+            f"{number * each}, and a global_batch_size that divides it, or give more prompts"
+        )
+    if left := number % (size // each):
+        note(
+            f"a rollout takes {size // each:,} prompts: {left:,} of {number:,}, others each time, "
+            "wait for the next epoch"
         )
 
 
