@@ -68,7 +68,7 @@ def fixed(words: Any, lengths: tuple[int, ...] = (1, 3, 5, 9)) -> Any:
             asked[content] = asked.get(content, -1) + 1
             draw = random.Random(f"{content}|{asked[content]}")
             completion = [draw.randrange(1, 257) for _ in range(draw.choice(lengths))]
-            if draw.random() < 0.7:
+            if draw.random() < 0.5:
                 completion[-1] = words.eos_token_id
             ids = words.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
             found["prompt_ids"].append(list(ids))

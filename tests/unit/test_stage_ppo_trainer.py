@@ -105,7 +105,9 @@ def written_out_rollout(
     kl = reference.per_token_kl(old, before, mask)
     assert np.abs(kl).max() > 0.1
     scores = np.array(tiny_ppo.odd([completion for _, completion in texts]))
-    scores -= OBJECTIVE["missing_eos_penalty"] * np.array([c[-1] != stop for _, c in texts])
+    unended = np.array([completion[-1] != stop for _, completion in texts])
+    assert 0 < unended.sum() < len(texts)
+    scores -= OBJECTIVE["missing_eos_penalty"] * unended
     rewards = reference.token_rewards(scores, kl, mask, OBJECTIVE["beta"])
     gae = reference.gae(rewards, values, mask, OBJECTIVE["gamma"], OBJECTIVE["lam"])
     return {

@@ -128,6 +128,7 @@ class PPOTrainer(GRPOTrainer):
         if REFERENCE not in self.model.peft_config:
             del self._metrics[mode]["kl"]
         rollout["advantages"] = whiten(advantages, mask, *self.moments(advantages, mask))
+        self.show_advantages(rollout["advantages"], mask)
         return rollout | {"values": values, "returns": returns, "value_mask": mask}
 
     def compute_advantages(
@@ -254,6 +255,14 @@ class PPOTrainer(GRPOTrainer):
         variance = self.moments(returns, mask)[1]
         explained = 1 - unexplained / variance if variance > 1e-8 else torch.tensor(torch.nan)
         self._metrics[mode]["value/explained_variance"].append(explained.item())
+
+    def show_advantages(self, advantages: Tensor, mask: Tensor) -> None:
+        """In TRL's table of completions, the mean over tokens in place of the group's advantage."""
+        means: Any = self.accelerator.gather(advantages.sum(dim=1) / mask.sum(dim=1).clamp(min=1))
+        shown = self._logs["advantages"]
+        for _ in range(min(len(means), len(shown))):
+            shown.pop()
+        shown.extend(means.tolist())
 
     def moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance over the tokens of all processes."""
