@@ -3,13 +3,14 @@
 Written by `python -m toolkit.recipe.stubs` from the installed TRL; do not edit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from toolkit import rewards as rewards
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import ToolkitError as ToolkitError
 
@@ -169,7 +170,7 @@ def sft(
     callbacks: Sequence[TrainerCallback] = ...,
     start_from: str | PathLike[str] | None = ...,
     trust_remote_code: str | bool = ...,
-    trainer_class: str | None = ...,
+    trainer_class: type | str | None = ...,
     chat_template_path: str | PathLike[str] | None = ...,
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
@@ -344,7 +345,7 @@ def reward(
     callbacks: Sequence[TrainerCallback] = ...,
     start_from: str | PathLike[str] | None = ...,
     trust_remote_code: str | bool = ...,
-    trainer_class: str | None = ...,
+    trainer_class: type | str | None = ...,
     chat_template_path: str | PathLike[str] | None = ...,
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
@@ -509,7 +510,7 @@ def dpo(
     callbacks: Sequence[TrainerCallback] = ...,
     start_from: str | PathLike[str] | None = ...,
     trust_remote_code: str | bool = ...,
-    trainer_class: str | None = ...,
+    trainer_class: type | str | None = ...,
     chat_template_path: str | PathLike[str] | None = ...,
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
@@ -687,13 +688,16 @@ def grpo(
     train_dataset: Any = ...,
     eval_dataset: Any = ...,
     callbacks: Sequence[TrainerCallback] = ...,
+    tools: Sequence[Callable[..., Any]] | None = ...,
+    environment_factory: Any = ...,
+    rollout_func: Callable[..., Any] | None = ...,
     start_from: str | PathLike[str] | None = ...,
     trust_remote_code: str | bool = ...,
-    trainer_class: str | None = ...,
+    trainer_class: type | str | None = ...,
     chat_template_path: str | PathLike[str] | None = ...,
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
-    reward_funcs: Sequence[str | dict[str, Any]] | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     model_name_or_path: str | PathLike[str] | None = ...,
     model_revision: str = ...,
     dtype: str | None = ...,
@@ -920,13 +924,16 @@ def ppo(
     train_dataset: Any = ...,
     eval_dataset: Any = ...,
     callbacks: Sequence[TrainerCallback] = ...,
+    tools: Sequence[Callable[..., Any]] | None = ...,
+    environment_factory: Any = ...,
+    rollout_func: Callable[..., Any] | None = ...,
     start_from: str | PathLike[str] | None = ...,
     trust_remote_code: str | bool = ...,
-    trainer_class: str | None = ...,
+    trainer_class: type | str | None = ...,
     chat_template_path: str | PathLike[str] | None = ...,
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
-    reward_funcs: Sequence[str | dict[str, Any]] | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     vf_coef: float = ...,
     gamma: float = ...,
     lam: float = ...,
@@ -1168,7 +1175,7 @@ def rank(
     output_dir: str | PathLike[str] | None = ...,
     seed: int = ...,
     trust_remote_code: str | bool = ...,
-    reward_funcs: Sequence[str | dict[str, Any]] | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     model_name_or_path: str | PathLike[str] | None = ...,
     model_revision: str = ...,
     dtype: str | None = ...,
@@ -1205,7 +1212,7 @@ def evaluate(
     output_dir: str | PathLike[str] | None = ...,
     seed: int = ...,
     trust_remote_code: str | bool = ...,
-    reward_funcs: Sequence[str | dict[str, Any]] | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     model_name_or_path: str | PathLike[str] | None = ...,
     model_revision: str = ...,
     dtype: str | None = ...,

@@ -15,13 +15,14 @@ HEAD = '''"""Post-training on the Hugging Face stack: one frozen base, LoRA adap
 Written by `python -m toolkit.recipe.stubs` from the installed TRL; do not edit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from toolkit import rewards as rewards
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import ToolkitError as ToolkitError
 
@@ -40,6 +41,11 @@ OBJECTS = {
     "eval_dataset": "Any",
     "callbacks": "Sequence[TrainerCallback]",
 }
+OF_ROLLOUTS = {
+    "tools": "Sequence[Callable[..., Any]] | None",
+    "environment_factory": "Any",
+    "rollout_func": "Callable[..., Any] | None",
+}
 PATHS = {"model_name_or_path", "dataset_name", "output_dir", "chat_template_path", "start_from"}
 NOT_KEYWORDS = {"stage", "name", "hub_token"}
 
@@ -53,6 +59,7 @@ def generate() -> str:
 def function(stage: str) -> str:
     """The signature of one stage's function."""
     objects = dict(OBJECTS if stage in TRAINING else list(OBJECTS.items())[:2])
+    objects |= OF_ROLLOUTS if stage in ("grpo", "ppo") else {}
     keys = {key.name: annotation(key) for key in keys_of(stage).values()}
     words = objects | {name: kind for name, kind in keys.items() if name not in NOT_KEYWORDS}
     lines = [f"    {name}: {kind} = ...," for name, kind in words.items()]
@@ -68,6 +75,10 @@ def annotation(key: Key) -> str:
         kind = re.sub(rf"\b{enum}\b", "str", kind)
     kind = kind.replace("list[DatasetConfig]", "Sequence[Mapping[str, Any]]")
     kind = kind.replace("list[dict[str, Any]]", "Sequence[Mapping[str, Any]]")
+    if key.name == "reward_funcs":
+        kind = f"Callable[..., Any] | list[Callable[..., Any]] | {kind}"
+    if key.name == "trainer_class":
+        kind = f"type | {kind}"
     kind = re.sub(r"\bParallelismConfig\b", "Any", kind)
     kind = re.sub(r"\bdict\b(?!\[)", "dict[str, Any]", kind)
     kind = re.sub(r"\blist\[", "Sequence[", kind)
