@@ -70,10 +70,10 @@ def get(name: str, **parameters: Any) -> Reward:
             it does not know or that has the wrong type.
     """
     if name in REWARDS:
-        return _built(_imported(REWARDS[name]), name, parameters)
+        return _built(imported(REWARDS[name]), name, parameters)
     if name in OF_TRL:
         place, defaults = OF_TRL[name]
-        return _built(_imported(place), name, {**defaults, **parameters})
+        return _built(imported(place), name, {**defaults, **parameters})
     if name.startswith("adapter:"):
         raise RecipeError(f"{name}: a reward adapter is loaded by the stage that trains against it")
     if name.endswith(".py") or not (":" in name or "." in name):
@@ -81,7 +81,7 @@ def get(name: str, **parameters: Any) -> Reward:
             f"unknown reward {name!r}{did_you_mean(name, REWARDS)}; expected {', '.join(names())}, "
             f"file.py:function, package.module:function or adapter:NAME"
         )
-    return _built(_imported(name), name, parameters)
+    return _built(imported(name), name, parameters)
 
 
 def load_reward(entry: str | Mapping[str, Any] | Reward) -> Reward:
@@ -154,8 +154,12 @@ def _converted(parameter: inspect.Parameter, value: Any, name: str) -> Any:
     return convert(key, Given(value, f"reward {name}", "keyword"))
 
 
-def _imported(name: str) -> Any:
+def imported(name: str, what: str = "reward") -> Any:
     """What stands under a name in a module or a file.
+
+    Args:
+        name: "file.py:function", "package.module:function" or "package.module.function".
+        what: how messages call it.
 
     Raises:
         RecipeError: if there is no such module, or nothing callable of that name in it.
@@ -171,7 +175,7 @@ def _imported(name: str) -> Any:
         ]
         near = did_you_mean(attribute, there)
         raise RecipeError(
-            f"reward {name}: {place} has no function {attribute!r}{near}; found "
+            f"{what} {name}: {place} has no function {attribute!r}{near}; found "
             f"{', '.join(there[:20]) or 'none'}"
         )
     return found

@@ -19,13 +19,13 @@ from trl import DPOConfig, DPOTrainer
 from toolkit.artifacts.manifest import StageResult
 from toolkit.models import adapters, chatml
 from toolkit.models.copies import added_as_copies, copy_adapter
-from toolkit.models.load import base_arguments, load_base, loading
+from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.finish import prove, save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.preferences import Preferences, check_room, prepare_pairs, tell, whole_ids
-from toolkit.stages.prepared import Examples, starting_point
+from toolkit.stages.prepared import Examples, starting_point, with_adapter
 from toolkit.stages.terminal import note
 from toolkit.stages.trainer_class import trainer_class_of
 
@@ -167,10 +167,7 @@ def policy(
         base = model if model is not None else load_base(recipe)
     check_room(data, base)
     chatml.fit_embeddings(base, data.tokenizer, data.change)
-    if parent is not None:
-        with loading(parent):
-            return adapters.continue_from(base, parent, data.change)
-    return adapters.attach(base, recipe, data.change) if recipe["use_peft"] else base
+    return with_adapter(recipe, base, parent, data.change)
 
 
 def dpo_config(recipe: StageRecipe, output_dir: Path) -> DPOConfig:

@@ -16,7 +16,7 @@ from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
 from toolkit.models.copies import added_as_copies
-from toolkit.models.load import base_arguments, commit_of, load_base, loading
+from toolkit.models.load import base_arguments, commit_of, load_base
 from toolkit.models.merging import merge_while_generating
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
@@ -25,7 +25,13 @@ from toolkit.stages.adapter_reward import AdapterReward
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.finish import prove, save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
-from toolkit.stages.prepared import Examples, chat_tokenizer, starting_point, tell_trained
+from toolkit.stages.prepared import (
+    Examples,
+    chat_tokenizer,
+    starting_point,
+    tell_trained,
+    with_adapter,
+)
 from toolkit.stages.terminal import note
 from toolkit.stages.trainer_class import trainer_class_of
 
@@ -187,10 +193,7 @@ def policy(
         base = model if model is not None else load_base(recipe)
     check_room(recipe, data, base)
     chatml.fit_embeddings(base, tokenizer, change)
-    if parent is not None:
-        with loading(parent):
-            return adapters.continue_from(base, parent, change), data
-    return (adapters.attach(base, recipe, change) if recipe["use_peft"] else base), data
+    return with_adapter(recipe, base, parent, change), data
 
 
 def rewarded(

@@ -15,7 +15,7 @@ from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
-from toolkit.models.load import commit_of, load_tokenizer, remote_code
+from toolkit.models.load import commit_of, load_tokenizer, loading, remote_code
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
@@ -116,6 +116,16 @@ def chat_tokenizer(
         if template.reason:
             change.notes.append(f"chat template: {template.reason}")
     return tokenizer, change
+
+
+def with_adapter(
+    recipe: StageRecipe, base: PreTrainedModel, parent: str | None, change: chatml.TokenizerChange
+) -> Any:
+    """What is trained over a base: a copy of the adapter that is continued, a fresh one, or itself."""
+    if parent is not None:
+        with loading(parent):
+            return adapters.continue_from(base, parent, change)
+    return adapters.attach(base, recipe, change) if recipe["use_peft"] else base
 
 
 def check_length(recipe: StageRecipe, data: Prepared, model: PreTrainedModel) -> None:

@@ -10,13 +10,22 @@ from trl import SFTConfig, SFTTrainer
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.models import adapters, chatml
-from toolkit.models.load import base_arguments, load_base, loading
+from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.finish import prove, save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
-from toolkit.stages.prepared import Examples, Prepared, check_length, prepare, starting_point, tell
+from toolkit.stages.prepared import (
+    Examples,
+    Prepared,
+    check_length,
+    prepare,
+    starting_point,
+    tell,
+    with_adapter,
+)
 from toolkit.stages.sft_trainer import TokenExactSFTTrainer
+from toolkit.stages.trainer_class import trainer_class_of
 
 
 def run(
@@ -61,6 +70,7 @@ def assemble(
     processing_class: PreTrainedTokenizerBase | None = None,
     train_dataset: Examples | None = None,
     eval_dataset: Examples | None = None,
+    trainer_class: type[SFTTrainer] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[SFTTrainer, Prepared]:
     """The configured trainer, and what it trains on.
@@ -73,6 +83,7 @@ def assemble(
         processing_class: its tokenizer.
         train_dataset: rows to use instead of loading `dataset_name`.
         eval_dataset: held-out rows.
+        trainer_class: a subclass of TokenExactSFTTrainer.
         callbacks: the trainer's further callbacks.
 
     Raises:
@@ -94,15 +105,11 @@ def assemble(
         base = model if model is not None else load_base(recipe)
     check_length(recipe, data, base)
     chatml.fit_embeddings(base, data.tokenizer, data.change)
-    trained: PreTrainedModel | PeftModel = base
-    if parent is not None:
-        with loading(parent):
-            trained = adapters.continue_from(base, parent, data.change)
-    elif recipe["use_peft"]:
-        trained = adapters.attach(base, recipe, data.change)
+    trained = with_adapter(recipe, base, parent, data.change)
+    kind = trainer_class_of(recipe, TokenExactSFTTrainer, trainer_class)
     tell(data, trained)
     with refusals(recipe):
-        trainer = TokenExactSFTTrainer(
+        trainer = kind(
             trained,
             args,
             train_dataset=data.sequences["train"].dataset,

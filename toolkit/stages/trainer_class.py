@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
-from toolkit.rewards.registry import _imported as imported
+from toolkit.rewards.registry import imported
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def trainer_class_of(recipe: StageRecipe, default: type[T], given: Any = None) -
         RecipeError: if it is no such class.
     """
     name = recipe["trainer_class"]
-    found = given if given is not None else imported(name) if name else default
+    found = given if given is not None else imported(name, "trainer_class") if name else default
     if not (inspect.isclass(found) and issubclass(found, default)):
         raise RecipeError(
             f"trainer_class: expected a subclass of {default.__module__}.{default.__name__}, found "
