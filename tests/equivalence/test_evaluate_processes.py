@@ -1,4 +1,6 @@
-"""An exam by two processes is the exam by one: the same completions, in the same file, byte by byte."""
+"""Two processes do what one does, byte by byte: the completions of an exam, the ranks of answers."""
+
+import json
 
 import pytest
 
@@ -9,7 +11,7 @@ from tests.launch import two_processes
 ROWS = [
     {"question": f"What is {'very ' * index}{index}?", "answer": f"{index}"} for index in range(9)
 ]
-FILES = ("completions-base.jsonl", "report.json")
+FILES = ("completions-base.jsonl", "report.json", "scores-repetition.jsonl")
 
 
 @pytest.fixture
@@ -24,6 +26,7 @@ tasks: [{{name: numbers, dataset_name: {rows}, few_shot: {shown}}}]
 max_completion_length: 12
 num_generations: 3
 per_device_eval_batch_size: 4
+reward_funcs: [repetition]
 """)
     return path
 
@@ -39,6 +42,29 @@ def test_two_processes_are_one(recipe, tmp_path):
     )
     for name in FILES:
         assert (tmp_path / "two" / name).read_bytes() == (one / name).read_bytes()
+
+
+def test_two_processes_rank_as_one(tmp_path):
+    base = tiny.save_base(tmp_path / "base")
+    stops = list(range(0, 257, 5))
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    rows = tiny.save_rows(tmp_path / "asked.jsonl", [{"prompt": f"{i}: once"} for i in range(5)])
+    path = tmp_path / "rank.yaml"
+    path.write_text(f"""
+stage: rank
+model_name_or_path: {base}
+dataset_name: {rows}
+max_completion_length: 8
+num_generations: 5
+reward_funcs: [{{name: length, target: 4}}]
+""")
+    one = toolkit.run(path, output_dir=tmp_path / "one").output_dir
+    printed = two_processes("run", path, "--output_dir", tmp_path / "two")
+    assert "base: 15 completions in" in printed, "the prompts must be divided"
+    assert (one / "ranked.jsonl").read_text()
+    for name in ("ranked.jsonl", "completions-base.jsonl", "scores-length.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (one / name).read_bytes()
+    assert not list((tmp_path / "two").glob("*~*"))
 
 
 def test_two_processes_go_on_where_three_stopped(recipe, tmp_path):

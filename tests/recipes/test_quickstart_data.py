@@ -75,7 +75,7 @@ def test_a_seed_changes_the_rows_and_repeats_them(made):
 
 def test_no_problem_of_the_exam_occurs_elsewhere_not_inside_a_longer_one_either(examined):
     texts = list(itertools.islice(rows.documents(0), 10_000))
-    for name in ("chats", "ranked", "problems", "shown_counting"):
+    for name in ("chats", "asked", "problems", "shown_counting"):
         texts += [json.dumps(row, ensure_ascii=False) for row in read(f"{name}.jsonl")]
     chains = [chain for text in texts for chain in (*told(text), *worked(text))]
     assert len(chains) > 15_000
@@ -123,7 +123,7 @@ def test_documents_state_every_fact_and_answer_no_question_about_people():
     assert not any(word in re.sub(r"[^.?]*\?", "", t) for t in asking for word in stated)
 
 
-def test_what_is_shown_is_right_and_a_labeller_prefers_what_is_right():
+def test_what_is_shown_is_right():
     for row in read("chats.jsonl"):
         question, answer = (message["content"] for message in row["messages"])
         if "How many" in question:
@@ -131,13 +131,38 @@ def test_what_is_shown_is_right_and_a_labeller_prefers_what_is_right():
             assert answer.endswith(f"The answer is {sum(chain)}.")
             if "Let us count." in answer:
                 assert worked(answer) == [chain]
-    best_is_right = []
-    for row in read("ranked.jsonl"):
-        assert sorted(row["ranks"]) == list(range(1, len(row["answers"]) + 1))
-        right = [a.endswith(f" {sum(told(row['prompt'])[0])}.") for a in row["answers"]]
-        if any(right) and not all(right):
-            best_is_right.append(right[row["ranks"].index(1)])
-    assert 0.85 < sum(best_is_right) / len(best_is_right) < 1, "a taste, with a noise of its own"
+
+
+def chains_of(written: list[dict]) -> set[tuple[int, ...]]:
+    """The problems of prompts that end with the user's turn, each of them right and once."""
+    found = set()
+    for row in written:
+        (message,) = row["prompt"]
+        assert message["role"] == "user"
+        (chain,) = told(message["content"])
+        assert row["answer"] == str(sum(chain))
+        found.add(chain)
+    assert len(found) == len(written)
+    return found
+
+
+def test_what_is_ranked_is_no_problem_to_be_rewarded_for():
+    asked, rewarded = (chains_of(read(f"{name}.jsonl")) for name in ("asked", "problems"))
+    assert len(asked) == rows.ASKED >= 400
+    assert len(rewarded) == rows.PROBLEMS
+    assert not asked & rewarded
+    assert not chains_of(rows.asked(1, 900)) & chains_of(rows.problems(2, 900)), "of any seed"
+
+
+def test_their_numbers_are_parameters_of_the_writer(tmp_path):
+    generator.main([str(tmp_path), "--asked", "7", "--problems", "5"])
+    lines = {
+        name: (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        for name in ("asked", "problems")
+    }
+    assert {name: len(found) for name, found in lines.items()} == {"asked": 7, "problems": 5}
+    whole = (FOLDER / "asked.jsonl").read_text().splitlines()
+    assert whole[:7] == lines["asked"], "more of them begin as fewer do"
 
 
 def test_the_working_is_shown_least_where_it_is_longest():

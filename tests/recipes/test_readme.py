@@ -32,6 +32,8 @@ def commands(start: str) -> list[str]:
 def folder(tmp_path, monkeypatch):
     """A folder with the README's data file, and the project's own recipes."""
     tiny.save_rows(tmp_path / "my.jsonl", tiny.ROWS)
+    problems = [{"prompt": f"{n} + 1 = ", "answer": str(n + 1)} for n in range(16)]
+    tiny.save_rows(tmp_path / "problems.jsonl", problems)
     for name in ("recipes", "accelerate_configs", "toolkit"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -50,6 +52,8 @@ def test_the_commands(folder, tiny_base):
             words += ["--model_name_or_path", str(tiny_base)]
         if words[1] in {"run", "sft"}:
             words += ["--max_steps", "50" if "recipes/quickstart_base.yaml" in words else "1"]
+        if words[1] == "grpo":
+            words += ["--max_steps", "1", "--max_completion_length", "4", "--report_to", "none"]
         if words[0] == "accelerate":
             assert Path(words[words.index("--config_file") + 1]).is_file()
             words = [*words[words.index("toolkit") :], "--output_dir", "runs/launched"]
@@ -67,12 +71,15 @@ def test_the_commands(folder, tiny_base):
 def test_the_python(folder, tiny_base):
     (code,) = blocks("python")
     code = code.replace(BASE, str(tiny_base)).replace("…", str(tiny_base))
-    code = code.replace("max_steps=10)", f'max_steps=1, output_dir="{folder}/quickstart")')
+    code = code.replace("max_steps=10)", f'max_steps=1, output_dir="{folder}/quickstart", **less)')
     code = code.replace('output_dir="runs/sft"\n', 'output_dir="runs/sft", max_steps=1\n')
     assert code.count("max_steps=1") == 2
     from transformers import TrainerCallback
 
-    names = {"rows": tiny.ROWS, "mine": TrainerCallback()}
+    few = {"max_completion_length": 4, "per_device_eval_batch_size": 32}
+    less = {f"exam.{key}": value for key, value in (few | {"num_generations": 1}).items()}
+    less |= {"rank.max_completion_length": 16, "rank.dataset_train_split": "train[:40]"}
+    names = {"rows": tiny.ROWS, "mine": TrainerCallback(), "less": less}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
     assert (folder / "runs" / "sft" / "stage.json").is_file()
     assert (folder / "quickstart" / "report.json").is_file()
@@ -83,7 +90,7 @@ def test_the_recipes(folder):
     for text in blocks("yaml"):
         Path("my.yaml").write_text(text, encoding="utf-8")
         names.append([stage.name for stage in load_recipe("my.yaml").stages])
-    assert names == [["sft", "exam"], ["evaluate"]]
+    assert names == [["sft", "exam"], ["evaluate"], ["sft", "reward", "ppo"]]
 
 
 def test_the_exam(folder, tiny_base):
@@ -109,21 +116,25 @@ def test_the_error(folder):
 
 
 def test_the_table_of_defaults(folder):
-    Path("my.yaml").write_text("stage: sft\nmodel_name_or_path: x\ndataset_name: y\n")
-    differing = load_recipe("my.yaml").stages[0].differing_defaults()
-    assert differing
-    for key in differing:
-        assert f"| `{key}`" in README, key
+    base = "model_name_or_path: x\ndataset_name: y\n"
+    for stage in ("sft", "reward", "dpo", "grpo", "ppo"):
+        rewarded = "reward_funcs: [answer]\n" if stage in ("grpo", "ppo") else ""
+        Path("my.yaml").write_text(f"stage: {stage}\n{base}{rewarded}")
+        differing = load_recipe("my.yaml").stages[0].differing_defaults()
+        assert differing
+        for key in differing:
+            assert re.search(rf"^\|[^|]*`{key}`", README, re.MULTILINE), key
 
 
 def test_our_own_keys_are_listed():
     ours = {
         name
-        for stage in ("sft", "evaluate")
+        for stage in ("sft", "evaluate", "ppo")
         for name, key in keys_of(stage).items()
         if key.owner == "toolkit"
     }
-    for name in ("start_from", "global_batch_size", "dataset_revision", "tasks", "of"):
+    named = ("start_from", "global_batch_size", "dataset_revision", "tasks", "of", "reward_funcs")
+    for name in (*named, "vf_coef", "value_start_from", "trainer_class", "missing_eos_penalty"):
         assert name in ours
         assert f"`{name}`" in README
 

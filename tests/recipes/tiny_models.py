@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -36,6 +37,26 @@ def smollm2(vocab_size: int) -> PreTrainedConfig:
         bos_token_id=0,
         eos_token_id=0,
     )
+
+
+def qwen2(heads: int, positions: int) -> Callable[[int], PreTrainedConfig]:
+    """Qwen2.5 of 0.5B and 1.5B: biases in query, key and value alone, two key-value heads, tied."""
+
+    def config(vocab_size: int) -> PreTrainedConfig:
+        return Qwen2Config(
+            vocab_size=vocab_size + 13,  # the real matrix, too, has rows that no token uses
+            hidden_size=4 * heads,
+            intermediate_size=24 * heads,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            num_key_value_heads=2,
+            max_position_embeddings=positions,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+
+    return config
 
 
 def qwen3(vocab_size: int) -> PreTrainedConfig:
@@ -70,6 +91,24 @@ MODELS: dict[
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         "qwen3.jinja",
+    ),
+    "Qwen/Qwen2.5-0.5B-Instruct": (
+        qwen2(heads=14, positions=32768),
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        "qwen2_5.jinja",
+    ),
+    "Qwen/Qwen2.5-1.5B": (
+        qwen2(heads=12, positions=131072),
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "qwen2_5.jinja",
+    ),
+    "Qwen/Qwen2.5-Math-1.5B": (
+        qwen2(heads=12, positions=4096),
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        "qwen2_5.jinja",
     ),
 }
 

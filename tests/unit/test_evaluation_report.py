@@ -7,8 +7,10 @@ import stat
 import pytest
 from rich.console import Console
 
+from toolkit.evaluation.graded import Graded
 from toolkit.evaluation.intervals import wilson
-from toolkit.evaluation.report import Graded, comparisons, exam_rows, exam_table
+from toolkit.evaluation.report import Asked, comparisons, exam_report, exam_rows
+from toolkit.evaluation.table import exam_table
 
 
 def answers(stage, greedy, samples=(), task="exam"):
@@ -29,10 +31,12 @@ def test_rows_by_hand():
     low, high = wilson(2, 4)
     assert sft == {
         "stage": "sft", "task": "exam", "accuracy": 0.5, "low": low, "high": high, "greedy": 0.5,
-        "greedy_low": low, "greedy_high": high, "n": 4, "samples": 2, "lenient": 5 / 8,
+        "greedy_low": low, "greedy_high": high, "vote": 0, "best_of": {}, "n": 4, "samples": 2,
+        "lenient": 5 / 8,
         "greedy_lenient": 0.75, "stopped": 7 / 8, "greedy_stopped": 0.75, "tokens": 10,
     }  # fmt: skip
     assert (base["accuracy"], base["greedy"], base["lenient"], base["samples"]) == (0, 0, 0.25, 0)
+    assert base["vote"] is None
     assert (base["low"], base["high"]) == (base["greedy_low"], base["greedy_high"]) == wilson(0, 4)
     assert base["stopped"] == base["greedy_stopped"] == 0.25
     assert json.loads(json.dumps([base, sft])) == [base, sft]
@@ -80,14 +84,56 @@ def test_each_stage_stands_beside_the_one_before_and_the_first():
     assert comparisons(answers("a", "RRR") + answers("b", "RR")) == []  # other questions
 
 
+def test_a_stage_stands_beside_the_one_it_was_trained_on_from():
+    graded = [a for stage in ("base", "sft", "ppo", "grpo") for a in answers(stage, "RwR")]
+    started = {"ppo": "sft", "grpo": "sft", "sft": "elsewhere"}
+    pairs = [(found["a"], found["b"]) for found in comparisons(graded, started)]
+    assert pairs == [
+        ("base", "sft"), ("sft", "ppo"), ("base", "ppo"), ("sft", "grpo"), ("base", "grpo"),
+    ]  # fmt: skip
+
+
+def said(stage, *questions, task="exam"):
+    """Samples of one stage, all of them ended; of each, what is said. "7" is right."""
+    return [
+        Graded(stage, task, question, sample, text, True, text.endswith("7"), 3, text[-1])
+        for question, texts in enumerate(questions)
+        for sample, text in ((None, texts[0]), *enumerate(texts))
+    ]
+
+
+def test_votes_and_best_samples_are_rows_of_the_report():
+    graded = said("sft", ["7", "5", "7"], ["5", "7", "5"], ["7", "7", "5"])
+    keys = [answer.key for answer in graded if answer.sample is not None]
+    scores = dict(zip(keys, [1, 2, 3, 3, 4, 1, None, None, None], strict=True))
+    (row,) = exam_rows(graded, Asked(scores={"adapter:reward": scores, "length": {**scores}}))
+    assert row["vote"] == 2 / 3
+    assert row["best_of"] == {"adapter:reward": {"3": 2 / 3}, "length": {"3": 2 / 3}}
+
+
+def test_gains_are_between_a_stage_and_what_it_started_from():
+    graded = [
+        answer
+        for stage in ("base", "base few-shot", "sft", "ppo", "grpo")
+        for answer in said(stage, ["count 7", "7"], ["5", "count 5"])
+    ]
+    models = ("base", "sft", "ppo", "grpo")
+    asked = Asked(models, {"ppo": "sft", "grpo": "sft"}, {"exam": "count"})
+    report = exam_report(graded, asked)
+    assert [(gain["a"], gain["b"]) for gain in report["gains"]] == [
+        ("base", "sft"), ("sft", "ppo"), ("sft", "grpo"),
+    ]  # fmt: skip
+    assert {row["worked"] for row in report["exam"]} == {0.5}
+    assert exam_report(graded)["gains"] == []
+    assert "worked" not in exam_report(graded)["exam"][0]
+
+
 @pytest.fixture
 def printed():
-    def show(graded, width=80):
+    def show(graded, width=80, asked=None):
         console = Console(width=width, highlight=False, color_system=None)
         with console.capture() as capture:
-            console.print(
-                exam_table({"exam": exam_rows(graded), "comparisons": comparisons(graded)})
-            )
+            console.print(exam_table(exam_report(graded, asked)))
         return capture.get()
 
     return show
@@ -134,6 +180,39 @@ def test_the_table_fits_80_columns_and_loses_nothing(printed):
     assert "[i]one: 1,319 questions, greedy and 2 samples each" in text
     assert "100.0 [99.7, 100.0]" in text
     assert text.count("x") == (2 + 6) * 90 + 1, "whole in tables and sentences; one is of «exact»"
+
+
+def test_everything_at_once_fits_80_columns(printed):
+    models = ("base", "sft", "a-long-name-of-a-stage", "grpo")
+    graded = [
+        answer
+        for stage in ("base", "base few-shot", *models[1:])
+        for answer in said(stage, *[["count 7", "5"] + ["7"] * 14] * 1000)
+    ]
+    keys = [answer.key for answer in graded if answer.sample is not None]
+    asked = Asked(
+        models,
+        working={"exam": "count"},
+        scores={"adapter:reward": dict.fromkeys(keys, 1.0)},
+    )
+    text = printed(graded, asked=asked)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert max(map(len, text.splitlines())) <= 80
+    assert "model sampled greedy vote lenient ended" in lines
+    assert "sft 93.8 [92.1, 95.1] 100.0 [99.6, 100.0] 100.0 93.8 100.0" in lines
+    assert "the sample that adapter:reward scores best" in lines
+    assert "model of 1 of 8 of 16" in lines
+    assert "sft 93.8 100.0 100.0" in lines
+    assert "model shown right if shown right if not" in lines
+    assert "sft 6.2 100.0 93.3" in lines
+    assert "from to gain showing it more better working better at once" in lines
+    assert "base sft +0.0 +0.0 +0.0 +0.0" in lines
+    two = Asked(
+        models, scores={"one[i]": asked.scores["adapter:reward"], "two": dict.fromkeys(keys, 1.0)}
+    )
+    lines = [" ".join(line.split()) for line in printed(graded, asked=two).splitlines()]
+    assert "model reward of 1 of 8 of 16" in lines
+    assert "sft one[i] 93.8 100.0 100.0" in lines
 
 
 def test_without_samples_there_is_no_column_for_them(printed):

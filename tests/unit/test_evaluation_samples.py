@@ -14,9 +14,9 @@ def line(stage, task, question, text, *, right=False, stopped=True, sample=None)
     }  # fmt: skip
 
 
-def printed(lines) -> str:
+def printed(lines, started=None) -> str:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(side_by_side(lines))
+    console.print(side_by_side(lines, started))
     return console.export_text()
 
 
@@ -38,6 +38,12 @@ def test_first_questions_of_every_task_by_the_first_and_the_last_model():
     assert "facts question 1" not in text
     assert text.count("✗ base says") == text.count("✓ sft says") == 3
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_last_model_stands_beside_the_one_it_was_trained_on_from():
+    text = printed(LINES, {"sft": "middle", "middle": "base"})
+    assert text.count("✗ middle says") == text.count("✓ sft says") == 3
+    assert "base" not in text
 
 
 def test_right_but_never_ended_is_not_right_and_long_answers_are_cut():

@@ -1,7 +1,6 @@
 """The exam: what is examined, what is asked, and that nothing said is lost or asked twice."""
 
 import json
-import weakref
 
 import pytest
 import torch
@@ -10,59 +9,26 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import toolkit
 from tests import tiny
+from tests.exams import ROWS, examine, interrupted, lines_of, settings, train_sft, watched
 from toolkit.data.chat import training_sequences
 from toolkit.errors import RecipeError
 from toolkit.evaluation.tasks import load_tasks
-from toolkit.inference.sampling import TransformersEngine
 from toolkit.models.load import load_tokenizer
 from toolkit.recipe import recipe_from_keywords
 from toolkit.stages import evaluate, exam_progress, examined, requests
-from toolkit.stages.completions import Completions, file_name
+from toolkit.stages.completions import file_name
 
-ROWS = [{"question": f"What is {index}?", "answer": f"{index}"} for index in range(7)]
 SHOTS = [{"question": f"What is {index}0?", "answer": f"{index}0"} for index in range(3)]
 
 
 @pytest.fixture(scope="module")
 def adapter(tiny_base, tmp_path_factory):
-    """A finished SFT stage over the tiny base."""
-    folder = tmp_path_factory.mktemp("sft")
-    toolkit.sft(
-        model_name_or_path=str(tiny_base), train_dataset=tiny.ROWS, output_dir=str(folder),
-        lora_r=4, max_steps=2, per_device_train_batch_size=4,
-    )  # fmt: skip
-    return folder
-
-
-def settings(base, directory, **keys):
-    return {
-        "model_name_or_path": str(base), "output_dir": str(directory), "max_completion_length": 8,
-        "tasks": [{"name": "numbers", "rows": ROWS}], "num_generations": 2,
-        "per_device_eval_batch_size": 4,
-    } | keys  # fmt: skip
-
-
-def examine(base, directory, **keys):
-    return toolkit.evaluate(**settings(base, directory, **keys))
-
-
-def lines_of(directory, model="base"):
-    text = (directory / file_name(model)).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return train_sft(tiny_base, tmp_path_factory.mktemp("sft"))
 
 
 @pytest.fixture
 def engines(monkeypatch):
-    """Every model that was asked, by a weak reference, and its prompts."""
-    seen = []
-    generate = TransformersEngine.generate
-
-    def spy(self, prompts, sampling):
-        seen.append((weakref.ref(self.model), self.model.dtype, prompts))
-        return generate(self, prompts, sampling)
-
-    monkeypatch.setattr(TransformersEngine, "generate", spy)
-    return seen
+    return watched(monkeypatch)
 
 
 def test_every_completion_is_kept_and_reported(tiny_base, adapter, tmp_path, capsys):
@@ -94,30 +60,9 @@ def test_every_completion_is_kept_and_reported(tiny_base, adapter, tmp_path, cap
     }  # fmt: skip
 
 
-class Interrupted(BaseException):
-    pass
-
-
-def interrupted(monkeypatch, base, directory, *, after, **keys):
-    """An exam that ends after some completions."""
-    append = Completions.append
-    done = []
-
-    def limited(self, line):
-        if len(done) == after:
-            raise Interrupted
-        done.append(line)
-        append(self, line)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Completions, "append", limited)
-        with pytest.raises(Interrupted):
-            examine(base, directory, **keys)
-
-
 def test_an_interrupted_exam_goes_on(tiny_base, tmp_path, monkeypatch, capsys):
     examine(tiny_base, tmp_path / "whole")
-    interrupted(monkeypatch, tiny_base, tmp_path / "exam", after=9)
+    interrupted(monkeypatch, lambda: examine(tiny_base, tmp_path / "exam"), after=9)
     file = tmp_path / "exam" / "completions-base.jsonl"
     kept = file.read_text().splitlines()
     assert len(kept) == 9
@@ -158,7 +103,7 @@ def test_what_is_answered_needs_no_model(tiny_base, tmp_path, monkeypatch):
 def test_a_completion_of_other_weights_is_not_kept(tiny_base, tmp_path, monkeypatch):
     keys = {"model_name_or_path": None, "processing_class": tiny.tokenizer()}
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
-    interrupted(monkeypatch, None, tmp_path / "exam", after=9, model=model, **keys)
+    interrupted(monkeypatch, lambda: examine(None, tmp_path / "exam", model=model, **keys), after=9)
     with torch.no_grad():
         model.model.norm.weight[0] += 1
     made = []
@@ -329,6 +274,33 @@ def test_one_model_is_in_memory_at_a_time(tiny_base, adapter, tmp_path, engines,
     monkeypatch.setattr(examined.Examined, "load_model", spy)
     examine(tiny_base, tmp_path / "exam", of=["base", str(adapter)])
     assert alive == [[], [False, False]]
+
+
+def test_a_pipeline_compares_a_stage_with_its_parent(tiny_base, tmp_path):
+    rows = tiny.save_rows(tmp_path / "exam.jsonl", ROWS)
+    tiny.save_rows(tmp_path / "chats.jsonl", tiny.ROWS)
+    recipe = tmp_path / "pipeline.yaml"
+    recipe.write_text(f"""
+model_name_or_path: {tiny_base}
+output_dir: {tmp_path / "run"}
+dataset_name: {tmp_path / "chats.jsonl"}
+max_steps: 1
+lora_r: 4
+stages:
+  - {{stage: sft, name: first}}
+  - {{stage: sft, name: second, start_from: first}}
+  - {{stage: sft, name: third, start_from: first}}
+  - stage: evaluate
+    tasks: [{{name: numbers, dataset_name: {rows}}}]
+    max_completion_length: 4
+    num_generations: 1
+""")
+    toolkit.run(recipe)
+    report = json.loads((tmp_path / "run" / "evaluate" / "report.json").read_text())
+    assert [(found["a"], found["b"]) for found in report["comparisons"]] == [
+        ("base", "first"), ("first", "second"), ("base", "second"), ("first", "third"),
+        ("base", "third"),
+    ]  # fmt: skip
 
 
 def test_python_objects_are_examined_in_place(tiny_base, tmp_path):

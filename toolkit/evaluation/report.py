@@ -1,66 +1,72 @@
 """What an exam says in the end: a row per model and task, and which of them differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.padding import Padding
-from rich.table import Table
-
+from toolkit.evaluation.graded import Graded, Key
 from toolkit.evaluation.intervals import mcnemar_exact
 from toolkit.evaluation.metrics import ExamAccuracy
-
-SMALLEST_P = 1e-300
-"""The least that is printed: double precision has little below it."""
-
-LEGEND = (
-    "% right and ended [95 % interval]; lenient: right, however it ended; p: exact McNemar test of "
-    "the greedy answers"
-)
+from toolkit.evaluation.selection import share_voted, shares_best
+from toolkit.evaluation.working import gains, shown
 
 
 @dataclass(frozen=True)
-class Graded:
-    """One completion of an exam.
+class Asked:
+    """What a report needs to know beside the completions.
 
     Attributes:
-        stage: who answered.
-        task: the name of the task.
-        question: its position in the task.
-        sample: which of the samples; None is the greedy answer.
-        text: what was said.
-        stopped: whether it ended by itself, and was not cut off at the longest length.
-        right: whether it gives the answer, however it ended.
-        tokens: how many it has, the stop token included.
+        models: what was examined, in order.
+        started: of a model, the examined one whose adapter it was trained on from.
+        working: of a task, what a completion that shows its working has in it.
+        scores: of each reward, every sample's score; None where it gave none.
     """
 
-    stage: str
-    task: str
-    question: int
-    sample: int | None
-    text: str
-    stopped: bool
-    right: bool
-    tokens: int
+    models: Sequence[str] = ()
+    started: Mapping[str, str] = field(default_factory=dict)
+    working: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[Key, float | None]] = field(default_factory=dict)
 
 
-def exam_rows(graded: Sequence[Graded]) -> list[dict[str, Any]]:
+def exam_report(graded: Sequence[Graded], asked: Asked | None = None) -> dict[str, Any]:
+    """The rows of an exam as `exam`, their `comparisons`, and the `gains` by showing the working.
+
+    Args:
+        graded: every completion, those of a model together.
+        asked: what else is known.
+    """
+    asked = asked or Asked()
+    rows = exam_rows(graded, asked)
+    pairs = [(asked.started.get(name, asked.models[0]), name) for name in asked.models[1:]]
+    return {
+        "exam": rows,
+        "comparisons": comparisons(graded, asked.started),
+        "gains": gains(rows, pairs),
+    }
+
+
+def exam_rows(graded: Sequence[Graded], asked: Asked | None = None) -> list[dict[str, Any]]:
     """One row per stage and task, in the order in which they come.
 
     `accuracy`, its 95 % interval `low` to `high`, `lenient`, `stopped` and `tokens` (the mean) are
     of the samples, or of the greedy answers where there are no samples; those with `greedy` in
     their name are of the greedy answers. An answer counts if it is right and ended; for `lenient`
-    it need not have ended. `n` counts the questions.
+    it need not have ended. `n` counts the questions, `samples` those of each.
+
+    `vote` is the accuracy of what most samples of a question say (None without samples), and
+    `best_of` that of the sample which a reward scores best, by the reward and then by how many
+    samples it chose from: {"adapter:reward": {"8": 0.7, "16": 0.75}}. Of a task with `working`,
+    `worked` is the share of answers that show it, `accuracy_worked` and `accuracy_direct` are the
+    accuracies of those that do and of the others.
     """
+    asked = asked or Asked()
     with TemporaryDirectory() as folder:
         # in a folder of its own, for the cache of `evaluate` may be read-only, or another process's
         metric = ExamAccuracy(cache_dir=folder, keep_in_memory=True)
         return [
-            {"stage": stage, "task": task, **_scores(metric, answers)}
+            {"stage": stage, "task": task, **_scores(metric, answers, task, asked)}
             for (stage, task), answers in _grouped(graded).items()
         ]
 
@@ -72,17 +78,27 @@ def _grouped(graded: Sequence[Graded]) -> dict[tuple[str, str], list[Graded]]:
     return found
 
 
-def _scores(metric: ExamAccuracy, answers: Sequence[Graded]) -> dict[str, Any]:
-    greedy = _score(metric, [answer for answer in answers if answer.sample is None])
+def _scores(
+    metric: ExamAccuracy, answers: Sequence[Graded], task: str, asked: Asked
+) -> dict[str, Any]:
+    greedy_answers = [answer for answer in answers if answer.sample is None]
     samples = [answer for answer in answers if answer.sample is not None]
+    greedy = _score(metric, greedy_answers)
     scores = _score(metric, samples) if samples else greedy | {"samples": 0}
-    return {
+    questions = _by_question(samples)
+    found = {
         "accuracy": scores["accuracy"],
         "low": scores["low"],
         "high": scores["high"],
         "greedy": greedy["accuracy"],
         "greedy_low": greedy["low"],
         "greedy_high": greedy["high"],
+        "vote": share_voted(questions) if questions else None,
+        "best_of": {
+            reward: shares_best(questions, values)
+            for reward, values in asked.scores.items()
+            if questions
+        },
         "n": scores["n"],
         "samples": scores["samples"],
         "lenient": scores["lenient"],
@@ -91,6 +107,14 @@ def _scores(metric: ExamAccuracy, answers: Sequence[Graded]) -> dict[str, Any]:
         "greedy_stopped": greedy["stopped"],
         "tokens": scores["tokens"],
     }
+    working = asked.working.get(task)
+    return found | (shown(samples or greedy_answers, working) if working else {})
+
+
+def _by_question(samples: Sequence[Graded]) -> list[list[Graded]]:
+    """The samples of each question, in their order."""
+    ordered = sorted(samples, key=lambda each: (each.question, each.sample))
+    return [list(each) for _, each in groupby(ordered, key=lambda each: each.question)]
 
 
 def _score(metric: ExamAccuracy, answers: Sequence[Graded]) -> dict[str, Any]:
@@ -102,12 +126,19 @@ def _score(metric: ExamAccuracy, answers: Sequence[Graded]) -> dict[str, Any]:
     return found
 
 
-def comparisons(graded: Sequence[Graded]) -> list[dict[str, Any]]:
+def comparisons(
+    graded: Sequence[Graded], started: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Which stage answers better, by their greedy answers to the same questions.
 
-    Each stage stands beside the one before it and beside the first. `a_only` counts the questions
-    that `a` alone answers right and ends, `b_only` those of `b`; `p` is of McNemar's exact test,
-    each by itself: of twenty tests, one is below 0.05 by chance.
+    Each stage stands beside the one it was trained on from, or else the one before it, and beside
+    the first. `a_only` counts the questions that `a` alone answers right and ends, `b_only` those
+    of `b`; `p` is of McNemar's exact test, each by itself: of twenty tests, one is below 0.05 by
+    chance.
+
+    Args:
+        graded: every completion.
+        started: of a stage, the one it was trained on from.
     """
     right: dict[str, dict[str, dict[int, bool]]] = {}
     for answer in graded:
@@ -117,16 +148,16 @@ def comparisons(graded: Sequence[Graded]) -> list[dict[str, Any]]:
     return [
         _comparison(task, a, b, stages[a], stages[b])
         for task, stages in right.items()
-        for a, b in _pairs(list(stages))
+        for a, b in _pairs(list(stages), started or {})
         if stages[a].keys() == stages[b].keys()
     ]
 
 
-def _pairs(stages: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for index in range(1, len(stages)):
-        yield stages[index - 1], stages[index]
-        if index > 1:
-            yield stages[0], stages[index]
+def _pairs(stages: Sequence[str], started: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for index, stage in enumerate(stages[1:]):
+        before = started.get(stage, "")
+        first = before if before in stages[: index + 1] else stages[index]
+        yield from dict.fromkeys([(first, stage), (stages[0], stage)])
 
 
 def _comparison(
@@ -138,69 +169,3 @@ def _comparison(
         "task": task, "a": a, "b": b, "a_only": a_only, "b_only": b_only, "n": len(right_a),
         "p": mcnemar_exact(a_only, b_only),
     }  # fmt: skip
-
-
-def exam_table(report: Mapping[str, Any]) -> RenderableType:
-    """What a person reads: a table per task in 80 columns, and a sentence per comparison.
-
-    Args:
-        report: `exam`, as `exam_rows` gives it, and `comparisons`.
-    """
-    parts: list[RenderableType] = []
-    for task in dict.fromkeys(row["task"] for row in report["exam"]):
-        parts.append(_task_table([row for row in report["exam"] if row["task"] == task]))
-        compared = Table.grid(padding=(0, 2))
-        compared.add_column(overflow="fold")
-        compared.add_column(no_wrap=True)
-        for found in report["comparisons"]:
-            if found["task"] == task:
-                compared.add_row(escape(_sentence(found)), _probability(found["p"]))
-        parts += ["", compared] if compared.row_count else []
-        parts.append("")
-    parts.append(f"[dim]{LEGEND}[/dim]")
-    return Padding(Group(*parts), (0, 0, 0, 3))
-
-
-def _task_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    first = rows[0]
-    sampled = any(row["samples"] for row in rows)
-    title = f"[bold]{escape(first['task'])}[/bold]: {_count(first['n'], 'question')}"
-    title += f", greedy and {_count(first['samples'], 'sample')} each" if sampled else ""
-    table = Table(
-        title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD,
-        show_edge=False, padding=(0, 0, 0, 1), pad_edge=False,
-    )  # fmt: skip
-    table.add_column("model", overflow="fold")
-    for name in (*(("sampled",) if sampled else ()), "greedy", "lenient", "ended"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        accuracy = [_interval(row["accuracy"], row["low"], row["high"])] if sampled else []
-        greedy = _interval(row["greedy"], row["greedy_low"], row["greedy_high"])
-        shares = (f"{100 * row[key]:.1f}" for key in ("lenient", "stopped"))
-        table.add_row(escape(row["stage"]), *accuracy, greedy, *shares)
-    return table
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' if number != 1 else ''}"
-
-
-def _interval(share: float, low: float, high: float) -> str:
-    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _sentence(found: Mapping[str, Any]) -> str:
-    """A comparison in words, from the one that answers more questions right."""
-    a, b, a_only, b_only = (found[key] for key in ("a", "b", "a_only", "b_only"))
-    if a_only == b_only == 0:
-        return f"{b} and {a} answer the same questions right"
-    if a_only > b_only:
-        a, b, a_only, b_only = b, a, b_only, a_only
-    more = _count(b_only, "question")
-    return f"{b} answers {more} right that {a} does not, {a_only:,} the other way"
-
-
-def _probability(p: float) -> str:
-    if p < SMALLEST_P:
-        return f"p < {SMALLEST_P:g}"
-    return f"p = {p:.2f}" if p >= 0.1 else f"p = {p:.1g}"

@@ -14,13 +14,19 @@ LONGEST = 160
 """How much of a question or an answer is shown, in characters."""
 
 
-def side_by_side(lines: Sequence[Mapping[str, Any]]) -> RenderableType | None:
-    """The greedy answers of the first and the last model to the first questions of each task.
+def side_by_side(
+    lines: Sequence[Mapping[str, Any]], started: Mapping[str, str] | None = None
+) -> RenderableType | None:
+    """The greedy answers of two models to the first questions of each task.
+
+    The two are the last model and the one whose adapter it was trained on from; where that is not
+    known, the first.
 
     They are the first and not the best: a reader who sees three wants to see what is usual.
 
     Args:
         lines: kept completions, in the order of the models.
+        started: of a model, the one it was trained on from.
 
     Returns:
         A table, or None unless two models answered.
@@ -29,7 +35,8 @@ def side_by_side(lines: Sequence[Mapping[str, Any]]) -> RenderableType | None:
     models = list(dict.fromkeys(line["stage"] for line in greedy))
     if len(models) < 2:
         return None
-    before, after = models[0], models[-1]
+    after = models[-1]
+    before = (started or {}).get(after, models[0])
     answers = {(line["stage"], line["task"], line["question"]): line for line in greedy}
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), leading=1

@@ -23,7 +23,15 @@ from toolkit.data.tables import load_table
 from toolkit.errors import DataError, RecipeError
 from toolkit.evaluation.questions import CHOICES, Question, questions_of
 from toolkit.recipe.keys import did_you_mean
-from toolkit.rewards.answer import CHECKERS, ends_in_number, is_gradable, normalised
+from toolkit.rewards.answer import (
+    CHECKERS,
+    LETTERS,
+    chosen,
+    ends_in_number,
+    final_number,
+    is_gradable,
+    normalised,
+)
 
 KEYS: Mapping[str, tuple[type, ...]] = {
     "name": (str,),  # default: the file's name without its suffix
@@ -38,6 +46,7 @@ KEYS: Mapping[str, tuple[type, ...]] = {
     "checker": (str,),  # default: see `default_checker`
     "prompt": (str,),  # with {question}, and {choices} where there are some
     "system": (str,),
+    "working": (str,),  # words that show that a completion shows its working
     "limit": (int,),  # the first rows, so that a higher limit asks the same questions and more
 }
 """The keys of a task in a recipe, and what each may be."""
@@ -56,6 +65,7 @@ class Task:
         checker: "number", "exact" or "choice"; see `toolkit.rewards.answer`.
         prompt: the user's words, with {question} and {choices}.
         system: the system's words; None for none.
+        working: what a completion that shows its working has in it; None where nobody asks.
     """
 
     name: str
@@ -64,6 +74,7 @@ class Task:
     checker: str = "exact"
     prompt: str = "{question}"
     system: str | None = None
+    working: str | None = None
 
     def messages(self, question: Question, shots: int = 0) -> list[dict[str, str]]:
         """The conversation that ends with a question, for a model with a chat template."""
@@ -96,6 +107,19 @@ class Task:
         """Whether a completion gives the answer, however it ended."""
         return CHECKERS[self.checker](text, question.answer, question.choices or ())
 
+    def said(self, question: Question, text: str) -> str | None:
+        """What a completion answers, as the checker reads it; None if it reads nothing.
+
+        Two completions that say the same are both right or both wrong.
+        """
+        if self.checker == "exact":
+            return normalised(text) or None
+        if self.checker == "choice":
+            position = chosen(text, question.choices or ())
+            return None if position is None else LETTERS[position]
+        number = final_number(text)
+        return None if number is None else str(number)
+
     @cached_property
     def has_blank_lines(self) -> bool:
         """Whether an answer goes on after a blank line."""
@@ -103,7 +127,10 @@ class Task:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with the prompts, the answers and the checker, not with the name or the file."""
+        """Changes with the prompts, the answers and the checker, not with the name or the file.
+
+        Nor with `working`: what is asked and what is right do not depend on it.
+        """
         rows = [
             [(row.question, row.answer, row.choices) for row in part]
             for part in (self.questions, self.few_shot)
@@ -148,6 +175,7 @@ def _load(given: Mapping[str, Any], place: str) -> Task:
         checker=entry.get("checker") or default_checker(questions),
         prompt=entry.get("prompt") or ("{question}\n{choices}" if with_choices else "{question}"),
         system=entry.get("system"),
+        working=entry.get("working"),
     )
     _check_rows(task)
     return task

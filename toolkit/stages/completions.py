@@ -1,30 +1,31 @@
 """Every completion of an exam, on disk as it is made, so that an interrupted exam goes on.
 
-One file per examined model, one line of JSON per completion. Each of several processes appends to
-a file of its own; at the end the first process puts all of them into one, in the exam's order.
+One file per examined model, one line of JSON per completion; and one per reward, with the score of
+each. Each of several processes appends to a file of its own; at the end the first process puts all
+of them into one, in the exam's order.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts.manifest import digest_of
+from toolkit.evaluation.graded import Key
 from toolkit.stages.processes import is_first_process, meet, process_index
 from toolkit.stages.terminal import note
 
-Key = tuple[str, str, int, int | None]  # stage, task, question, sample
 KEY = ("stage", "task", "question", "sample")
 
 
-def file_name(model: str) -> str:
+def file_name(model: str, kind: str = "completions") -> str:
     """The file of a model's completions: a stage's name as it is, a path or a Hub id made safe."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")
     if safe != model:  # two paths may become the same
         safe = f"{safe[-64:].lstrip('-.')}-{digest_of(model)[:8]}"
-    return f"completions-{safe}.jsonl"
+    return f"{kind}-{safe}.jsonl"
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -36,18 +37,32 @@ def parsed(text: str) -> dict[str, Any]:
     return line if isinstance(line, dict) else {}
 
 
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 class Completions:
-    """The completions of one examined model.
+    """The completions of one examined model, or the scores of one reward.
 
     Args:
         directory: the stage's folder.
-        model: what is examined, as `of` names it.
+        name: what is examined, as `of` names it, or the reward.
         wanted: the digest of everything that each completion of this exam depends on.
+        kind: what is kept: "completions" or "scores".
     """
 
-    def __init__(self, directory: Path, model: str, wanted: Mapping[Key, str]):
-        self.path = directory / file_name(model)
+    def __init__(
+        self, directory: Path, name: str, wanted: Mapping[Key, str], kind: str = "completions"
+    ):
+        self.path = directory / file_name(name, kind)
         self.wanted = wanted
+        self.kind = kind
 
     def resume(self) -> set[Key]:
         """What an interrupted exam has already answered; every process calls this.
@@ -58,7 +73,7 @@ class Completions:
             found, others = self._read_all()
             self._write(found)
             if found:
-                note(f"{self.path.name}: {len(found)} completions are there already, and kept")
+                note(f"{self.path.name}: {len(found)} {self.kind} are there already, and kept")
             if others:
                 note(f"{self.path.name}: {others} lines were torn or of another exam: removed")
         meet()
@@ -83,7 +98,7 @@ class Completions:
         meet()
         found, _ = self._read(self.path)
         missing = self.wanted.keys() - found.keys()
-        assert not missing, f"{len(missing)} completions were never made"
+        assert not missing, f"{len(missing)} {self.kind} were never made"
         return list(found.values())
 
     def _part(self, rank: int) -> Path:
@@ -116,13 +131,6 @@ class Completions:
 
     def _write(self, found: Mapping[Key, dict[str, Any]]) -> None:
         """Write the one file atomically, in the exam's order, and remove the processes' own."""
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for key in self.wanted:
-                if key in found:
-                    file.write(json.dumps(found[key], ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_lines(self.path, [found[key] for key in self.wanted if key in found])
         for part in self._parts():
             part.unlink()

@@ -1,27 +1,30 @@
 """The exam: every model answers every question, greedily and in samples; every answer is kept."""
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts.manifest import StageResult, write_json
 from toolkit.errors import RecipeError
-from toolkit.evaluation.report import Graded, comparisons, exam_rows, exam_table
+from toolkit.evaluation.graded import Graded, Key
+from toolkit.evaluation.report import Asked, exam_report
 from toolkit.evaluation.samples import side_by_side
+from toolkit.evaluation.table import exam_table
 from toolkit.evaluation.tasks import Task, load_tasks
-from toolkit.inference.sampling import Completion, TransformersEngine
+from toolkit.inference.sampling import Completion
 from toolkit.recipe import StageRecipe
-from toolkit.stages.completions import Completions
-from toolkit.stages.exam_progress import ExamProgress
+from toolkit.stages.answered import answered
 from toolkit.stages.examined import Examined, examined_models
-from toolkit.stages.processes import is_first_process, process_index, processes
+from toolkit.stages.processes import is_first_process
 from toolkit.stages.requests import Request, prompts_of, requests, sampled, samples
+from toolkit.stages.scored import Answer, Entry, scorers, scores_of
 from toolkit.stages.terminal import command, console
+
+Line = dict[str, Any]
+"""A kept completion; see `line_of`."""
 
 
 def run(
@@ -31,6 +34,7 @@ def run(
     earlier: Mapping[str, Path],
     model: PreTrainedModel | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
+    reward_funcs: Sequence[Entry] | None = None,
     **objects: Any,
 ) -> StageResult:
     """Examine models on tasks, and write `report.json` and every completion.
@@ -38,13 +42,16 @@ def run(
     Args:
         recipe: the stage's keys.
         output_dir: the stage's folder.
-        earlier: folders of finished stages, by name, for `of`.
+        earlier: folders of finished stages, by name, for `of` and `reward_funcs`.
         model: the base, instead of loading `model_name_or_path`.
         processing_class: its tokenizer.
+        reward_funcs: functions, or what a recipe would name; each question's best-scored sample is
+            reported.
         **objects: nothing else; the rows of a task belong into `tasks`.
 
     Raises:
-        RecipeError: if `of` names no model, or a prompt leaves no room for its completion.
+        RecipeError: if `of` names no model, there is no such reward, or a prompt leaves no room for
+            its completion.
         DataError: if a task's rows are wrong.
         HubError: if the Hub does not give a model or a task.
         TrainingError: if the device has not enough memory.
@@ -54,29 +61,24 @@ def run(
             f"stage 'evaluate' takes no {', '.join(objects)}; give rows inside tasks: "
             'tasks=[{"name": …, "rows": …}]'
         )
+    entries = reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ()
+    scorers(entries, recipe, earlier)  # what is wrong with one shows before the first completion
     tasks = load_tasks(recipe["tasks"] or [], where=recipe.where.get("tasks", "tasks"))
     models = examined_models(recipe, earlier, model, processing_class)
-    lines = [line for examined in models for line in examine(examined, tasks, recipe, output_dir)]
-    graded = [
-        Graded(**{field.name: line[field.name] for field in fields(Graded)}) for line in lines
-    ]
-    report = {
-        "exam": exam_rows(graded),
-        "comparisons": comparisons(graded),
-        "tasks": [describe(task) for task in tasks],
-        "sampling": {
-            **asdict(sampled(recipe)),
-            "num_generations": samples(recipe),
-            "seed": recipe["seed"],
-        },
-    }
+    found = [each for one in models for each in examine(one, tasks, recipe, output_dir)]
+    answers = [answer_of(*each) for each in found if each[2]["sample"] is not None]
+    scores = scores_of(entries, answers, recipe, earlier, output_dir) if answers else {}
+    lines = [line for _, _, line in found]
+    asked = Asked(
+        models=[each.name for each in models],
+        started=started_from(models),
+        working={task.name: task.working for task in tasks if task.working},
+        scores=scores,
+    )
+    report = report_of(lines, asked, tasks, recipe)
     if is_first_process():
         write_json(output_dir / "report.json", report)
-    if (samples_shown := side_by_side(lines)) is not None:
-        console().print(samples_shown, "")
-    console().print(exam_table(report))
-    command("report", str(output_dir / "report.json"))
-    command("texts", str(output_dir / "completions-*.jsonl"))
+    show(lines, asked, report, output_dir)
     metrics = {
         f"{row['stage']}/{row['task']}/{key}": row[key]
         for row in report["exam"]
@@ -87,47 +89,45 @@ def run(
 
 def examine(
     examined: Examined, tasks: Sequence[Task], recipe: StageRecipe, output_dir: Path
-) -> list[dict[str, Any]]:
-    """The lines of one model's completions, those of an interrupted exam among them.
+) -> list[tuple[Examined, Request, Line]]:
+    """One model's completions, each with who was asked what."""
+    wanted = requests(examined, tasks, recipe)
+    lines = answered(examined, wanted, recipe, output_dir, prompts_of=prompts_of, line_of=line_of)
+    return [(examined, request, line) for request, line in zip(wanted, lines, strict=True)]
 
-    Each of several processes asks every so-many-th question.
-    """
-    wanted = {request.key: request for request in requests(examined, tasks, recipe)}
-    kept = Completions(
-        output_dir, examined.name, {key: request.digest for key, request in wanted.items()}
-    )
-    there = kept.resume()
-    missing = [
-        request
-        for key, request in wanted.items()
-        if key not in there and request.question % processes() == process_index()
+
+def started_from(models: Sequence[Examined]) -> dict[str, str]:
+    """Of each model, the examined one whose adapter it was trained on from."""
+    names = {each.name for each in models}
+    parents = {each.name: each.start_from or "" for each in models}
+    return {name: parent for name, parent in parents.items() if parent in names}
+
+
+def report_of(
+    lines: Sequence[Line], asked: Asked, tasks: Sequence[Task], recipe: StageRecipe
+) -> dict[str, Any]:
+    """What `report.json` holds."""
+    graded = [
+        Graded(**{field.name: line[field.name] for field in fields(Graded)}) for line in lines
     ]
-    if missing:
-        ask(examined, missing, recipe, kept)
-        gc.collect()  # one model in memory at a time
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return kept.finish()
+    return {
+        **exam_report(graded, asked),
+        "tasks": [describe(task) for task in tasks],
+        "sampling": {
+            **asdict(sampled(recipe)),
+            "num_generations": samples(recipe),
+            "seed": recipe["seed"],
+        },
+    }
 
 
-def ask(
-    examined: Examined, missing: Sequence[Request], recipe: StageRecipe, kept: Completions
-) -> None:
-    """Load the model, and have it complete and grade every request; each is kept at once."""
-    tokenizer = examined.load_tokenizer()
-    engine = TransformersEngine(
-        examined.load_model(), tokenizer, batch_size=recipe["per_device_eval_batch_size"]
-    )
-    runs: list[tuple[list[Request], Iterator[tuple[int, Completion]]]] = []
-    for sampling in dict.fromkeys(request.sampling for request in missing):
-        chosen = [request for request in missing if request.sampling == sampling]
-        # every prompt is checked here, before the first completion
-        runs.append((chosen, engine.generate(prompts_of(chosen, tokenizer), sampling)))
-    with ExamProgress(examined.name, len(missing)) as progress:
-        for chosen, completions in runs:
-            for index, completion in completions:
-                kept.append(line_of(chosen[index], completion))
-                progress.advance(len(completion.input_ids))
+def show(lines: Sequence[Line], asked: Asked, report: Mapping[str, Any], output_dir: Path) -> None:
+    """Print answers side by side, the tables, and where all of it is."""
+    if (samples_shown := side_by_side(lines, asked.started)) is not None:
+        console().print(samples_shown, "")
+    console().print(exam_table(report))
+    command("report", str(output_dir / "report.json"))
+    command("texts", str(output_dir / "completions-*.jsonl"))
 
 
 def line_of(request: Request, completion: Completion) -> dict[str, Any]:
@@ -142,6 +142,7 @@ def line_of(request: Request, completion: Completion) -> dict[str, Any]:
         stopped=completion.stopped,
         right=request.task.is_right(asked, completion.text),
         tokens=len(completion.input_ids),
+        said=request.task.said(asked, completion.text),
     )
     return {
         **asdict(graded),
@@ -149,7 +150,27 @@ def line_of(request: Request, completion: Completion) -> dict[str, Any]:
         "expected": asked.answer,
         "seed": None if request.sample is None else request.seed,
         "digest": request.digest,
+        "input_ids": completion.input_ids,
     }
+
+
+def answer_of(examined: Examined, request: Request, line: Line) -> Answer:
+    """A completion as rewards read it: what was asked as messages, without solved examples."""
+    asked = request.asked
+    columns: dict[str, Any] = {"question": asked.question, "answer": asked.answer}
+    if asked.choices:
+        columns["choices"] = list(asked.choices)
+    return Answer(
+        key=request.key,
+        prompt=request.task.messages(asked),
+        tools=None,
+        text=line["text"],
+        input_ids=line["input_ids"],
+        stopped=line["stopped"],
+        columns=columns,
+        writer=examined,
+        digest=request.digest,
+    )
 
 
 def describe(task: Task) -> dict[str, Any]:

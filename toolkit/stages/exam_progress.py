@@ -17,13 +17,15 @@ class ExamProgress:
     """Shows how many completions a model has made, and how fast, inside a `with` block.
 
     Args:
-        model: what is examined, as `of` names it.
+        model: what is examined, as `of` names it, or the reward that scores.
         total: how many completions this process makes.
+        what: what is made: "completions" or "scores".
     """
 
-    def __init__(self, model: str, total: int):
+    def __init__(self, model: str, total: int, what: str = "completions"):
         self.model = model
         self.total = total
+        self.what = what
         self.done = 0
         self.tokens = 0
         self.bar: Progress | None = None
@@ -36,7 +38,7 @@ class ExamProgress:
                 TextColumn("   {task.description}"),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn("completions  {task.fields[speed]}"),
+                TextColumn(f"{self.what}  {{task.fields[speed]}}"),
                 TimeRemainingColumn(),
                 console=console(),
                 transient=True,
@@ -46,7 +48,7 @@ class ExamProgress:
         return self
 
     def advance(self, tokens: int) -> None:
-        """Count one more completion.
+        """Count one more.
 
         Args:
             tokens: how many it has.
@@ -64,7 +66,7 @@ class ExamProgress:
             self.printed, self.printed_at = self.done, now
             left = (now - self.started) / self.done * (self.total - self.done)
             note(
-                f"{self.model}: {self.done:,}/{self.total:,} completions  {self.speed(now)}  {left:.0f} s left"
+                f"{self.model}: {self.done:,}/{self.total:,} {self.what}  {self.speed(now)}  {left:.0f} s left"
             )
 
     def speed(self, now: float) -> str:
@@ -78,6 +80,6 @@ class ExamProgress:
             now = time.monotonic()
             share = f", this process's share of {processes()}" if processes() > 1 else ""
             note(
-                f"{self.model}: {self.done:,} completions in {now - self.started:.0f} s  "
+                f"{self.model}: {self.done:,} {self.what} in {now - self.started:.0f} s  "
                 f"{self.speed(now)}{share}"
             )

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts.inputs import model_identity, weights_digest
-from toolkit.artifacts.manifest import digest_of
+from toolkit.artifacts.manifest import MANIFEST, digest_of, read_json
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models.load import (
     WEIGHTS,
@@ -39,6 +39,7 @@ class Examined:
         recipe: names the model, or the adapter's base, and how it is loaded.
         model: in memory already, if Python gave it.
         tokenizer: likewise.
+        start_from: the stage whose adapter it was trained on from, as its manifest says.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Examined:
     recipe: StageRecipe
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    start_from: str | None = None
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that was saved with the model."""
@@ -94,31 +96,59 @@ def examined_models(
         RecipeError: if an entry names no model.
         HubError: if the Hub does not have it or does not give it.
     """
-    trained = [name for name, folder in earlier.items() if holds_weights(folder)]
-    found: list[Examined] = []
-    for name in dict.fromkeys(recipe["of"] or [BASE, *trained]):
-        if name == BASE and model is not None:
-            place = str(recipe["model_name_or_path"] or model.name_or_path)
-            if tokenizer is None and not place:
-                raise RecipeError(
-                    "model was given without its tokenizer: give processing_class too"
-                )
-            identity = weights_digest(model)
-            found.append(Examined(name, place, None, identity, recipe, model, tokenizer))
-            continue
-        place = str(earlier.get(name, recipe["model_name_or_path"] if name == BASE else name))
-        check_model_path(place)
-        adapter = adapter_config(place)
-        own = loaded_like(recipe, adapter["base_model_name_or_path"] if adapter else place)
-        identity = digest_of([place_identity(place, adapter), own.arguments("ModelConfig")])
-        given = tokenizer if name == BASE else None
-        found.append(Examined(name, place, adapter, identity, own, tokenizer=given))
-    return found
+    trained = [name for name, folder in earlier.items() if holds_answers(folder)]
+    names = dict.fromkeys(recipe["of"] or [BASE, *trained])
+    return [examined_model(name, recipe, earlier, model, tokenizer) for name in names]
 
 
-def holds_weights(folder: Path) -> bool:
-    """Whether a stage's folder holds a model or an adapter."""
-    return any((folder / name).is_file() for name in WEIGHTS)
+def examined_model(
+    name: str,
+    recipe: StageRecipe,
+    earlier: Mapping[str, Path],
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Examined:
+    """One model by its name: the base, an earlier stage, a folder or a Hub id; checked.
+
+    Args:
+        name: which.
+        recipe: names the base, and how models are loaded.
+        earlier: folders of finished stages, by name.
+        model: the base, if Python gave it.
+        tokenizer: its tokenizer.
+
+    Raises:
+        RecipeError: if there is no such model.
+        HubError: if the Hub does not have it or does not give it.
+    """
+    if name == BASE and model is not None:
+        place = str(recipe["model_name_or_path"] or model.name_or_path)
+        if tokenizer is None and not place:
+            raise RecipeError("model was given without its tokenizer: give processing_class too")
+        return Examined(name, place, None, weights_digest(model), recipe, model, tokenizer)
+    place = str(earlier.get(name, recipe["model_name_or_path"] if name == BASE else name))
+    check_model_path(place)
+    adapter = adapter_config(place)
+    if adapter and adapter.get("task_type") == "SEQ_CLS":
+        raise RecipeError(
+            f"{name}: a reward adapter scores answers and writes none; name it in reward_funcs, as "
+            f"adapter:{name}"
+        )
+    own = loaded_like(recipe, adapter["base_model_name_or_path"] if adapter else place)
+    identity = digest_of([place_identity(place, adapter), own.arguments("ModelConfig")])
+    manifest = read_json(Path(place).expanduser() / MANIFEST) or {}
+    return Examined(
+        name, place, adapter, identity, own,
+        tokenizer=tokenizer if name == BASE else None,
+        start_from=manifest.get("recipe", {}).get("start_from"),
+    )  # fmt: skip
+
+
+def holds_answers(folder: Path) -> bool:
+    """Whether a stage's folder holds a model or an adapter that writes, not one that scores."""
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        return False
+    return (read_json(folder / MANIFEST) or {}).get("stage") != "reward"
 
 
 def loaded_like(recipe: StageRecipe, name: str) -> StageRecipe:

@@ -14,6 +14,12 @@ def after_stage(stage: StageRecipe, folder: Path) -> None:
     """
     if stage.stage == "evaluate":
         return
+    if stage.stage == "rank":
+        after_rank(stage, folder)
+        return
+    if stage.stage == "reward":
+        after_reward(folder)
+        return
     place, python = shlex.quote(str(folder)), ["import toolkit"]
     python.append(f"model, tokenizer = toolkit.load({str(folder)!r})")
     if stage.stage == "pretrain":
@@ -39,6 +45,32 @@ def after_stage(stage: StageRecipe, folder: Path) -> None:
             f"transformers chat {served}      # in another terminal",
             f'hf upload USER/NAME {place} --exclude "checkpoint-*" --private',
         ],
+    )
+
+
+def after_rank(stage: StageRecipe, folder: Path) -> None:
+    """Print how to train on ranked answers."""
+    words = ["toolkit reward", "--dataset_name", shlex.quote(str(folder / "ranked.jsonl"))]
+    for key in ("model_name_or_path", "start_from"):
+        if (value := stage.written.get(key)) is not None:
+            beside = folder.parent / str(value)  # of an earlier stage of the same run
+            place = beside if key == "start_from" and beside.is_dir() else value
+            words += [f"--{key}", shlex.quote(str(place))]
+    lines("in a shell, for a reward model of these ranks", [" ".join(words)])
+
+
+def after_reward(folder: Path) -> None:
+    """Print how to score with a reward model, and how to train against it."""
+    lines(
+        "in Python, for the score of a prompt and its answer as token ids",
+        [
+            "from toolkit.models.reward import load_reward_model",
+            f"model, tokenizer = load_reward_model({str(folder)!r})",
+            "model.score([[…]])",
+        ],
+    )
+    lines(
+        "in a recipe of stage grpo, ppo, rank or evaluate", [f'reward_funcs: ["adapter:{folder}"]']
     )
 
 

@@ -1,18 +1,23 @@
 """What an exam asks of a model: which completions, and the prompt of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.artifacts.manifest import digest_of
 from toolkit.data.template_render import Template
+from toolkit.errors import RecipeError
+from toolkit.evaluation.graded import Key
 from toolkit.evaluation.tasks import Question, Task
 from toolkit.inference.sampling import Prompt, Sampling
 from toolkit.recipe import StageRecipe
-from toolkit.stages.completions import Key
 from toolkit.stages.examined import BASE, Examined
+
+FORMAT = 2
+"""Of a kept line; one of an older version of this program is not taken up."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def requests(examined: Examined, tasks: Sequence[Task], recipe: StageRecipe) -> 
             for question, sample in product(range(len(task.questions)), chosen):
                 sampling = sampled(recipe) if sample is not None else greedy(recipe)
                 seed = int(digest_of([recipe["seed"], task.digest, question, sample])[:13], 16)
-                parts = [examined.identity, task.digest, shots, asdict(sampling), seed]
+                parts = [FORMAT, examined.identity, task.digest, shots, asdict(sampling), seed]
                 digest = digest_of(parts)
                 found.append(Request(stage, task, question, sample, shots, sampling, seed, digest))
     return found
@@ -112,9 +117,36 @@ def write(
     if template is None:
         document, stop_strings = request.task.document(request.asked, request.shots)
         return document_ids(tokenizer, document), stop_strings
-    messages = template.normalise(request.task.messages(request.asked, request.shots), None)
-    (text,) = template.render([messages], None, prompt=True)
-    return list(tokenizer(text, add_special_tokens=False).input_ids), ()
+    messages = request.task.messages(request.asked, request.shots)
+    return rendered(messages, None, tokenizer, template), ()
+
+
+def rendered(
+    prompt: str | Sequence[Mapping[str, Any]],
+    tools: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template | None,
+) -> list[int]:
+    """The tokens that a completion follows: of messages by the chat template, of text as it is.
+
+    Args:
+        prompt: text or messages.
+        tools: what the messages may call; None for none.
+        tokenizer: makes the tokens.
+        template: its chat template; needed for messages.
+
+    Raises:
+        RecipeError: for messages without one.
+    """
+    if isinstance(prompt, str):
+        return document_ids(tokenizer, prompt)
+    if template is None:
+        raise RecipeError(
+            f"{tokenizer.name_or_path}: the prompts are messages, and it has no chat template; name "
+            "a model that was trained on chats, such as what stage sft has made"
+        )
+    (text,) = template.render([template.normalise(prompt, tools)], tools, prompt=True)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

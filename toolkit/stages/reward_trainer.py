@@ -112,7 +112,8 @@ class WeightedRewardTrainer(BlankRows, RewardTrainer):
         mine = torch.stack([chosen, rejected, real.float()], dim=1)
         every: Any = self.accelerator.gather(mine)
         chosen, rejected = every[every[:, 2] > 0][:, :2].unbind(1)
-        tokens: Any = self.accelerator.gather(inputs["attention_mask"].sum())
+        mine = inputs["attention_mask"].sum(1) * real.repeat(2)
+        tokens: Any = self.accelerator.gather(mine.sum())
         self._total_train_tokens += int(tokens.sum())
         metrics = self._metrics["train"]
         metrics["num_tokens"] = [self._total_train_tokens]

@@ -13,7 +13,8 @@ from toolkit.data.synthetic.problems import OPENING, direct
 RIGHT = 3.0
 WORKED = 1.0
 IDLE = -1.0
-"""Points for the right answer, for its working, and for every sentence beside the point."""
+"""Points for an answer that is seen to be right, for its working, and for a word beside the point.
+A number without its working earns nothing, right or wrong: nobody can see whether it was a guess."""
 
 MOOD = 0.2
 """Standard deviation of what else sways a grade. Grades are whole points, as people give them: most
@@ -33,7 +34,7 @@ def taste(
     mood: float = MOOD,
     **columns: Any,
 ) -> list[float]:
-    """How much the labeller likes each answer: right, with its working, without idle words.
+    """How much the labeller likes each answer: right and seen to be, without idle words.
 
     The same answer to the same prompt always gets the same grade.
 
@@ -61,7 +62,7 @@ def points(text: str, answer: str | int) -> float:
     """
     right = text.rstrip().endswith(direct(int(answer)))
     worked = OPENING in text and SUM.search(text) is not None
-    return RIGHT * right + WORKED * worked + IDLE * idle(text)
+    return RIGHT * (right and worked) + WORKED * worked + IDLE * min(1, idle(text))
 
 
 def idle(text: str) -> int:

@@ -1,0 +1,33 @@
+"""What is printed to be pasted when a stage is done."""
+
+from toolkit.recipe import recipe_from_keywords
+from toolkit.stages.next_steps import after_stage
+
+
+def printed(capsys, stage, folder, **keys):
+    if stage in ("grpo", "ppo", "rank"):
+        keys["reward_funcs"] = ["length"]
+    recipe = recipe_from_keywords(stage, model_name_or_path="base", **keys)
+    after_stage(recipe.stages[0], folder)
+    return capsys.readouterr().out
+
+
+def test_a_policy_is_served_and_a_reward_model_scores(capsys, tmp_path):
+    for stage in ("sft", "dpo", "grpo", "ppo"):
+        assert "transformers serve" in printed(capsys, stage, tmp_path / stage, dataset_name="x")
+    text = printed(capsys, "reward", tmp_path / "reward", dataset_name="x")
+    assert "load_reward_model" in text
+    assert f'reward_funcs: ["adapter:{tmp_path / "reward"}"]' in text
+    assert "transformers serve" not in text
+    assert printed(capsys, "evaluate", tmp_path, tasks=[{}]) == ""
+
+
+def test_ranks_are_trained_on(capsys, tmp_path):
+    (tmp_path / "sft").mkdir()
+    text = printed(
+        capsys, "rank", tmp_path / "rank", dataset_name="x", start_from=str(tmp_path / "sft")
+    )
+    assert (
+        f"toolkit reward --dataset_name {tmp_path / 'rank' / 'ranked.jsonl'} "
+        f"--model_name_or_path base --start_from {tmp_path / 'sft'}"
+    ) in text
