@@ -32,7 +32,7 @@ def side_by_side(
         A table, or None unless two models answered.
     """
     greedy = [line for line in lines if line["sample"] is None]
-    models = list(dict.fromkeys(line["stage"] for line in greedy))
+    models: list[str] = list(dict.fromkeys(line["stage"] for line in greedy))
     if len(models) < 2:
         return None
     after = models[-1]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts.manifest import StageResult, write_json
 from toolkit.errors import RecipeError
-from toolkit.evaluation.graded import Graded, Key
+from toolkit.evaluation.graded import Graded
 from toolkit.evaluation.report import Asked, exam_report
 from toolkit.evaluation.samples import side_by_side
 from toolkit.evaluation.table import exam_table
