@@ -46,6 +46,8 @@ def test_a_prompt_counts_once_however_many_pairs_it_has():
     found = pair_scores(pairs_of(*rows))
     assert found["accuracy"] == 0.5
     assert (found["low"], found["high"]) == pytest.approx(wilson(1, 2))
+    assert found["margin"] == 0
+    assert found["calibration_error"] == pytest.approx(sigmoid(1) - 0.5)
 
 
 def sigmoid(margin):

@@ -197,6 +197,18 @@ def test_interrupted_and_resumed_is_uninterrupted(tiny_base, tmp_path, capsys):
     assert float(weights_of(whole)[HEAD].abs().max()) > 0
 
 
+def test_after_the_last_step_none_is_taken_again(tiny_base, tmp_path, capsys):
+    keys = {"max_steps": 2, "eval_dataset": PAIRS[:6]}
+    whole = reward(tiny_base, tmp_path / "whole", **keys)
+    reward(tiny_base, tmp_path / "run", **keys)
+    interrupt(tmp_path / "run")
+    capsys.readouterr()
+    again = reward(tiny_base, tmp_path / "run", **keys)
+    assert "training had ended" in capsys.readouterr().out
+    assert_same(whole, again)
+    assert again.metrics["pairs"] == whole.metrics["pairs"]
+
+
 def test_a_checkpoint_holds_the_head(tiny_base, tmp_path):
     """A run from scratch ends the same, so only a checkpoint with another head can tell."""
     from safetensors.torch import save_file
@@ -273,12 +285,15 @@ def test_a_whole_model_is_trained_too(tiny_base, tmp_path):
     assert float(model.head.abs().max()) > 0
 
 
-@pytest.mark.parametrize("keys", [{"load_in_4bit": True}], ids=str)
-def test_over_a_four_bit_base(keys, tmp_path):
-    base = tiny.save_base(tmp_path / "base", hidden_size=64, intermediate_size=128)
-    result = reward(base, tmp_path / "out", eval_dataset=PAIRS[:6], max_steps=12, **keys)
-    assert result.manifest["verification"]["largest_difference"] < 1e-5
+@pytest.mark.parametrize(("keys", "closer"), [({"load_in_4bit": True}, 1e-5), ({}, 1e-2)], ids=str)
+def test_over_a_base_in_fewer_bits(keys, closer, tmp_path):
+    """A base in bfloat16, plain and in four bits, below an adapter in float32."""
+    path = tiny.save_base(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16").save_pretrained(path)
+    result = reward(path, tmp_path / "out", eval_dataset=PAIRS[:6], max_steps=16, **keys)
+    assert result.manifest["verification"]["largest_difference"] < closer
     assert result.metrics["eval_accuracy"] == 1.0
+    assert all(tensor.dtype == torch.float32 for tensor in weights_of(result).values())
 
 
 def test_a_length_judge_is_named(tiny_base, tmp_path, capsys):

@@ -210,7 +210,7 @@ def head_kept(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if isinstance(loaned := getattr(model, reward.HEAD), type(head)) and loaned is not head:
+        if model.score is not head:
             model.score = head
             head.requires_grad_(trainable)
         vars(model).pop("forward", None)
