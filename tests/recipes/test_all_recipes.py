@@ -1,24 +1,35 @@
 """Every recipe loads and builds the installed TRL's own configs; every launcher file is valid."""
 
-import importlib
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
+import trl
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
 from toolkit.recipe import load_recipe
+from toolkit.recipe.keys import TRAINING
+from toolkit.stages.arguments import build_arguments
+from toolkit.stages.ppo import ppo_config
+from toolkit.stages.ppo_config import PPOConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
 LAUNCHERS = sorted(path.name for path in (ROOT / "accelerate_configs").glob("*.yaml"))
 
-# The module is named because TRL exports these two from different places.
-UPSTREAM = {
-    "SFTConfig": "trl",
-    "ModelConfig": "trl",
-    "ScriptArguments": "trl",
+PPO = {field.name for field in fields(PPOConfig)}
+# PPO's keys are GRPO's and a few more; what else trains has upstream's own configuration.
+CONFIGURATIONS = {
+    "pretrain": transformers.TrainingArguments,
+    "sft": trl.SFTConfig,
+    "reward": trl.RewardConfig,
+    "dpo": trl.DPOConfig,
+    "grpo": trl.GRPOConfig,
 }
+BESIDE = {"ModelConfig": trl.ModelConfig, "ScriptArguments": trl.ScriptArguments}
 
 
 def header(recipe: str) -> str:
@@ -30,7 +41,8 @@ def header(recipe: str) -> str:
 
 def test_there_are_recipes_and_launchers():
     assert "recipes/quickstart.yaml" in RECIPES
-    assert len(RECIPES) >= 4
+    named = {Path(recipe).stem for recipe in RECIPES}
+    assert {"reward_lora", "dpo_lora", "grpo_gsm8k", "ppo", "instructgpt", "r1_zero"} <= named
     assert {
         "cpu.yaml",
         "single_gpu.yaml",
@@ -46,16 +58,25 @@ def test_recipe_builds_the_real_configs(recipe, tmp_path):
     loaded = load_recipe(ROOT / recipe)
     assert loaded.stages
     for stage in loaded.stages:
-        for owner, module in UPSTREAM.items():
-            if owner == "SFTConfig" and stage.stage != "sft":
-                continue
-            arguments = dict(stage.arguments(owner))
-            if owner == "SFTConfig":
-                # a test machine may have no GPU; what is checked is that every word is TRL's
-                arguments |= {"output_dir": str(tmp_path), "bf16": False, "use_cpu": True}
-            built = getattr(importlib.import_module(module), owner)(**arguments)
-            for key, value in arguments.items():
-                assert getattr(built, key) == value or key == "report_to", (key, value)
+        for owner, kind in BESIDE.items():
+            assert_holds(kind(**stage.arguments(owner)), stage.arguments(owner))
+        if stage.stage == "ppo":
+            own = {key: value for key, value in stage.arguments("toolkit").items() if key in PPO}
+            built: Any = ppo_config(stage, tmp_path)
+            assert_holds(built, stage.arguments("GRPOConfig") | own)
+        elif stage.stage in TRAINING:
+            kind = CONFIGURATIONS[stage.stage]
+            built = build_arguments(stage, kind, tmp_path)
+            assert_holds(built, stage.arguments(kind.__name__))
+
+
+def assert_holds(built: Any, arguments: dict[str, Any]) -> None:
+    """What a configuration was built of is in it; a device holds no more than a step sees."""
+    for key, value in arguments.items():
+        if key == "per_device_train_batch_size":
+            assert 0 < built.per_device_train_batch_size <= value
+        elif key != "report_to":
+            assert getattr(built, key) == value, key
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -102,7 +102,9 @@ def varied(completion_ids: list[list[int]], **columns: Any) -> list[float]:
     return [len(set(ids)) / 10 for ids in completion_ids]
 
 
-def two_steps(recipe: str, folder: Path, **more: Any) -> tuple[Path, Path, list[StageRecipe]]:
+def two_steps(
+    recipe: str, folder: Path, *, base: Path | None = None, **more: Any
+) -> tuple[Path, Path, list[StageRecipe]]:
     """Run a recipe for two steps of each stage: the base, the run's folder, and the stages.
 
     What changes is the size of things and where they lie. Rollouts get one more reward, since no
@@ -116,7 +118,7 @@ def two_steps(recipe: str, folder: Path, **more: Any) -> tuple[Path, Path, list[
     asked = {stage["dataset_name"] for stage in stages if stage.stage != "evaluate"}
     texts = [json.dumps(row, ensure_ascii=False) for name in asked for row in ROWS[name]]
     (named,) = {stage["model_name_or_path"] for stage in stages}
-    base = write_tiny_model(named, folder / "base", texts)
+    base = base or write_tiny_model(named, folder / "base", texts)
     before = digest(base)
     changed: dict[str, Any] = {
         "model_name_or_path": str(base), "output_dir": str(folder / "run"), "max_steps": 2,
@@ -246,6 +248,21 @@ def test_two_steps_of_each_stage_of_instructgpt(tmp_path):
                 assert torch.allclose(weight.float(), before[name].float(), atol=1e-2), name
     rows = json.loads((run / "report.json").read_text(encoding="utf-8"))["exam"]
     assert [(row["stage"], row["n"]) for row in rows] == [("sft", 4), ("ppo", 4)]
+
+
+@quiet
+def test_a_reward_model_of_one_recipe_serves_another(tmp_path):
+    for name in ("reward", "ppo"):
+        (tmp_path / name).mkdir()
+    base, judge, _ = two_steps("recipes/reward_lora.yaml", tmp_path / "reward")
+    rewarded = {
+        "ppo.reward_funcs": [f"adapter:{judge}"], "ppo.value_start_from": f"adapter:{judge}"
+    }  # fmt: skip
+    _, run, (ppo, _) = two_steps("recipes/ppo.yaml", tmp_path / "ppo", base=base, **rewarded)
+    assert_trained(base, run / "ppo")
+    scores = logged(run / "ppo", f"rewards/adapter:{judge}/mean")
+    assert scores
+    assert all(math.isfinite(score) for score in scores)
 
 
 def logged(run: Path, key: str) -> list[float]:
