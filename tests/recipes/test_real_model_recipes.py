@@ -202,7 +202,7 @@ def test_a_base_is_asked_as_r1_zero_was(tmp_path, monkeypatch):
     _, run, (stage,) = two_steps("recipes/r1_zero.yaml", tmp_path, max_steps=1, eval_strategy="no")
     _, words = toolkit.load(run)
     asked = chat("What is 1 plus 1?")
-    text = words.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    text: Any = words.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     assert text.startswith("A conversation between User and Assistant. The user asks a question")
     assert text.endswith("</answer>.\nUser: What is 1 plus 1?\nAssistant:")
     said = " <think> One more. </think> <answer> 2 </answer>"
@@ -258,7 +258,7 @@ def test_a_reward_model_of_one_recipe_serves_another(tmp_path):
     rewarded = {
         "ppo.reward_funcs": [f"adapter:{judge}"], "ppo.value_start_from": f"adapter:{judge}"
     }  # fmt: skip
-    _, run, (ppo, _) = two_steps("recipes/ppo.yaml", tmp_path / "ppo", base=base, **rewarded)
+    _, run, _ = two_steps("recipes/ppo.yaml", tmp_path / "ppo", base=base, **rewarded)
     assert_trained(base, run / "ppo")
     scores = logged(run / "ppo", f"rewards/adapter:{judge}/mean")
     assert scores
