@@ -12,7 +12,7 @@ from tests import tiny
 from tests.unit.test_models_adapters import saved as saved_causal
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters, chatml, reward
-from toolkit.models.load import base_arguments, load_tokenizer
+from toolkit.models.load import base_arguments, load, load_tokenizer
 from toolkit.models.proof import prove
 from toolkit.recipe import recipe_from_keywords
 
@@ -289,6 +289,12 @@ def test_a_causal_model_is_no_reward_model(tiny_base, tmp_path):
     saved_causal(tiny_base, tmp_path)
     with pytest.raises(RecipeError, match="no score head"):
         reward.load_reward_model(str(tmp_path))
+
+
+def test_a_reward_adapter_is_no_causal_model(tiny_base, tmp_path):
+    saved(tiny_base, tmp_path)
+    with pytest.raises(RecipeError, match="judges and does not speak; its scores come from"):
+        load(tmp_path)
 
 
 def test_a_model_in_memory_must_give_one_score(tiny_base):

@@ -283,6 +283,11 @@ def load_adapter(
         auto: the class of PEFT that loads it.
         **kwargs: what `from_pretrained` is given for the base.
     """
+    if adapter.get("task_type") == "SEQ_CLS" and auto is AutoPeftModelForCausalLM:
+        raise RecipeError(
+            f"{name} is a reward or value adapter, which judges and does not speak; its scores come "
+            "from toolkit.models.reward.load_reward_model, or adapter:NAME in reward_funcs"
+        )
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise RecipeError(
