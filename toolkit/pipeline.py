@@ -107,7 +107,8 @@ def given_to(stage: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], Recip
     if isinstance(keys.get("model"), str | Path):  # TRL's word for model_name_or_path
         keys["model_name_or_path"] = str(keys.pop("model"))
     names = OBJECTS + (OF_TRAINING if stage in TRAINING else ())
-    names += OF_ROLLOUTS if stage in ("grpo", "ppo", "rank") else ()
+    names += OF_ROLLOUTS if stage in ("grpo", "ppo") else ()
+    names += ("reward_funcs",) if stage in ("rank", "evaluate") else ()
     objects = {
         key: keys.pop(key)
         for key in names
@@ -297,8 +298,9 @@ def refuse_or_clear(
             (folder / name).unlink(missing_ok=True)
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path)
-        for path in folder.glob("completions-*.jsonl"):
-            path.unlink()
+        for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
 def write_manifest(

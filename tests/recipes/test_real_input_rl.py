@@ -75,12 +75,16 @@ def thirds(rollouts: list[dict[str, Any]], key: str) -> tuple[float, float]:
 
 
 def assert_climbs(rollouts: list[dict[str, Any]]) -> None:
-    """Of at most 2, half a point more in the last third than in the first; both rewards rise."""
+    """More in the last third of the rollouts than in the first, and more of both rewards.
+
+    Seen with seeds 0, 1, 2: 0.6 to 1.0 more, of at most 2, and 0.2 or more of each reward. Without
+    learning: 0.05 less, and at most 0.06 more of one.
+    """
     first, last = thirds(rollouts, "reward")
-    assert last > first + 0.5, [line["reward"] for line in rollouts]
+    assert last > first + 0.4, [line["reward"] for line in rollouts]
     for name in ("mentions", "ends"):
         first, last = thirds(rollouts, f"rewards/{name}/mean")
-        assert last > first + 0.15, (name, [line[f"rewards/{name}/mean"] for line in rollouts])
+        assert last > first + 0.1, (name, [line[f"rewards/{name}/mean"] for line in rollouts])
 
 
 def digests(folder: Path) -> dict[str, str]:
