@@ -51,7 +51,7 @@ def test_parameters_are_counted_once(head, tiny_base, untied_base, tmp_path):
     assert kept < 4 * (matrices + 1) * rows * hidden + 100  # PEFT keeps what each row was
 
     trainer.train()
-    moments = [state for state in trainer.optimizer.state.values()]
+    moments = list(trainer.optimizer.state.values())
     assert sum(state["exp_avg"].numel() for state in moments) == policy + scalar
     assert {state["exp_avg"].dtype for state in moments} == {torch.float32}
 
