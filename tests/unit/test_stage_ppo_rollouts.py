@@ -416,7 +416,9 @@ def test_rollouts_by_vllm(head, tiny_base, untied_base, tmp_path, monkeypatch):
     ratio = seen[0]["importance_sampling_ratio"][seen[0]["completion_mask"].bool()]
     assert_close(ratio, torch.full_like(ratio, math.exp(0.1)), tolerance=1e-3)
     assert tiny_ppo.logged(trainer, "kl")[0] == 0
-    assert len(trainer.vllm_generation.sent) == 2  # one for each rollout
+    sent = trainer.vllm_generation.sent
+    assert len(sent) == 2  # one for each rollout
+    assert not any("scalar" in name or "trainable" in name for name in sent[0])
 
 
 @pytest.mark.parametrize("head", ["tied", "untied"])

@@ -209,6 +209,10 @@ def test_before_the_first_step_the_ratio_is_1_and_the_kl_0(base, loss_type, tmp_
     assert not torch.allclose(*second)
     if loss_type == "dapo":
         assert tiny_ppo.logged(trainer, "clip_ratio/region_mean")[0] == 0
+    found = trainer._generate_and_score_completions([dict(row) for row in tiny_ppo.prompts()])
+    again = trainer.look_back(found)[1]
+    assert torch.equal(found["values"], again)  # nor has the critic any noise
+    assert again.any()
 
 
 def test_with_dropout_a_policy_differs_from_itself(tiny_base, tmp_path):
