@@ -228,7 +228,7 @@ def _hold_out(
                 "their own; write one of the two"
             )
         train, held_out, count = split_off(train, size, form=reader.form, seed=recipe["seed"])
-        unused = "" if evaluated else '; eval_strategy is "no", so nothing is measured on them'
+        unused = "" if evaluated else "; measured once, at the end"
         reader.notes.append(f"{count} held out by test_split_size{unused}")
         return train, held_out
     if not evaluated:
