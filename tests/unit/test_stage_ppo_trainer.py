@@ -171,6 +171,27 @@ def test_gradients_are_those_of_the_written_out_objective(base, tmp_path):
         assert_close(found[name] / scale, gradient / scale, tolerance=1e-5, name=name)
 
 
+def test_the_value_loss_is_a_mean_over_the_tokens_of_an_optimizer_step(tiny_base, tmp_path):
+    """A rollout of four batches, of which two make a step: each step has half of the tokens."""
+    model, words = tiny_ppo.policy(tiny_base)
+    trainer = tiny_ppo.trainer(
+        model, words, tmp_path, rollout_func=tiny_ppo.fixed(words), per_device_train_batch_size=2,
+        steps_per_generation=4, gradient_accumulation_steps=2, num_iterations=1,
+    )  # fmt: skip
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    tiny_ppo.stir(trainer.model, 0.02)
+    trainer._prepare_inputs([dict(row) for row in tiny_ppo.prompts()])
+    batches = trainer._buffered_inputs
+    tokens = sum(batch["completion_mask"].sum() for batch in batches) / 2
+    for batch in batches:
+        losses = []
+        for trainer.ppo.vf_coef in (1.0, 0.0):
+            losses.append(trainer.compute_loss(trainer.model, batch).item())
+        errors = (batch["values"] - batch["returns"]) ** 2 * batch["value_mask"]
+        assert_close([losses[0] - losses[1]], [0.5 * errors.sum() / tokens], tolerance=1e-5)
+
+
 # The reference, and what is trained.
 
 

@@ -303,9 +303,7 @@ class PPOTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_value(self.model, Path(resume_from_checkpoint) / VALUE)
-        self.mark_trained()
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         load_value(self.model, Path(str(self.state.best_model_checkpoint)) / VALUE)
-        self.mark_trained()
