@@ -17,9 +17,7 @@ from toolkit.errors import ToolkitError as ToolkitError
 __version__: str
 
 def run(recipe: str | Path, *, overwrite: bool = ..., **overrides: Any) -> RunResult: ...
-def build(
-    stage: Literal["pretrain", "sft", "reward", "dpo", "grpo", "ppo"], **keys: Any
-) -> Any: ...
+def build(stage: Literal["pretrain", "sft", "reward", "dpo", "grpo", "ppo"], **keys: Any) -> Any: ...
 def load(
     directory: str | Path, *, dtype: str = ..., device: str | None = ...
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: ...
@@ -699,10 +697,7 @@ def grpo(
     chat_template_path: str | PathLike[str] | None = ...,
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
-    reward_funcs: Callable[..., Any]
-    | Sequence[Callable[..., Any]]
-    | Sequence[str | dict[str, Any]]
-    | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     model_name_or_path: str | PathLike[str] | None = ...,
     model_revision: str = ...,
     dtype: str | None = ...,
@@ -938,10 +933,7 @@ def ppo(
     chat_template_path: str | PathLike[str] | None = ...,
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
-    reward_funcs: Callable[..., Any]
-    | Sequence[Callable[..., Any]]
-    | Sequence[str | dict[str, Any]]
-    | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     vf_coef: float = ...,
     gamma: float = ...,
     lam: float = ...,
@@ -1183,10 +1175,7 @@ def rank(
     output_dir: str | PathLike[str] | None = ...,
     seed: int = ...,
     trust_remote_code: str | bool = ...,
-    reward_funcs: Callable[..., Any]
-    | Sequence[Callable[..., Any]]
-    | Sequence[str | dict[str, Any]]
-    | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     model_name_or_path: str | PathLike[str] | None = ...,
     model_revision: str = ...,
     dtype: str | None = ...,
@@ -1223,10 +1212,7 @@ def evaluate(
     output_dir: str | PathLike[str] | None = ...,
     seed: int = ...,
     trust_remote_code: str | bool = ...,
-    reward_funcs: Callable[..., Any]
-    | Sequence[Callable[..., Any]]
-    | Sequence[str | dict[str, Any]]
-    | None = ...,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     model_name_or_path: str | PathLike[str] | None = ...,
     model_revision: str = ...,
     dtype: str | None = ...,

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 import toolkit
 from tests import tiny
 from toolkit.errors import HubError, RecipeError, TrainingError
-from toolkit.models import adapters
+from toolkit.models import proof
 from toolkit.pipeline import one_line
 
 
@@ -94,7 +94,7 @@ def test_a_stage_that_fails_is_not_finished(tiny_base, chats, tmp_path, monkeypa
         raise TrainingError("what was saved does not give the numbers")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapters, "prove", fail)
+        patch.setattr(proof, "prove", fail)
         with pytest.raises(TrainingError):
             sft(tiny_base, chats, tmp_path / "run")
     assert not (tmp_path / "run" / "stage.json").exists()
