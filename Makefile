@@ -1,4 +1,4 @@
-# make demo   a base checkpoint becomes an assistant, on this machine, in about three minutes
+# make demo   base, SFT, reward model, PPO and GRPO, exam: on this machine, in about five minutes
 # make test   lint, types and tests
 PYTHON ?= python3
 VENV ?= .venv
