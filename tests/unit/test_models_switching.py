@@ -102,11 +102,11 @@ def test_a_layer_called_value_is_not_taken_for_the_critic():
 # Gradient checkpointing.
 
 
-def gradients(base, checkpointing: dict[str, Any] | None, remembered: bool = True) -> Any:
+def gradients(base, checkpointing: dict[str, Any] | None, remembered: int = 1) -> Any:
     """Of one step in which both adapters take part, by parameter."""
     model = with_value(base)
     train_only(model, [*value_weights(model), *adapter_weights(model, "default").values()])
-    if remembered:
+    for _ in range(remembered):
         checkpoint_through(model)
     if checkpointing is not None:
         model.enable_input_require_grads()
@@ -145,7 +145,7 @@ def test_unremembered_the_critics_gradients_are_lost(kwargs, tiny_base):
     expected = gradients(tiny_base, None)
     given = {"activation_checkpointing_kwargs": kwargs}
     try:
-        found = gradients(tiny_base, given, remembered=False)
+        found = gradients(tiny_base, given, remembered=0)
     except RuntimeError:  # torch noticed that the second run was another
         return
     lost = [n for n, g in expected.items() if found[n] is None or not torch.allclose(found[n], g)]
@@ -169,3 +169,11 @@ def test_a_trainer_gives_the_same_with_and_without(kwargs, untied_base, tmp_path
         found.append(tiny_ppo.held(trainer.model))
     for name, weight in found[0].items():
         assert_close(found[1][name], weight, tolerance=1e-6, name=name)
+
+
+def test_checkpointing_twice_over_is_checkpointing_once(tiny_base):
+    """A base that was lent before has been made to remember before."""
+    expected = gradients(tiny_base, None)
+    found = gradients(tiny_base, {}, remembered=2)
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient, tolerance=1e-7, name=name)

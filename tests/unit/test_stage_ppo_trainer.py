@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from tests import reference_ppo as reference
 from tests import tiny_ppo
 from tests.closeness import assert_close
+from toolkit.errors import RecipeError
 from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
 from toolkit.models.load import load
 from toolkit.models.reward import load_reward_model
@@ -465,3 +466,11 @@ def test_a_reward_that_looks_at_the_base_stops_nothing(tiny_base, tmp_path):
     trainer.train()
     expected = {"default": "all", "value": "all", "ref": "none", "base": "none"}
     assert tiny_ppo.moved(before, trainer.model) == expected
+
+
+def test_a_base_without_an_adapter_is_refused(tiny_base, tmp_path):
+    model, words = tiny_ppo.policy(tiny_base)
+    with pytest.raises(
+        RecipeError, match=r"with the policy as its adapter, found LlamaForCausalLM"
+    ):
+        tiny_ppo.trainer(model.unload(), words, tmp_path)

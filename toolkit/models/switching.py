@@ -5,6 +5,7 @@ Where two adapters are trained in one step, only the way of the forward pass may
 used here are private ones of PEFT 0.21 and transformers 5.23.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,7 @@ def checkpoint_through(model: PeftModel) -> None:
     The second run comes in the backward pass, when `through` has long ended.
     """
     base: Any = model.get_base_model()
-    upstream = base._set_gradient_checkpointing
+    upstream = functools.partial(type(base)._set_gradient_checkpointing, base)
 
     def set_checkpointing(*args: Any, **kwargs: Any) -> None:
         if function := kwargs.get("gradient_checkpointing_func"):

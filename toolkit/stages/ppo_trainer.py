@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import disable_dropout_in_model
 
+from toolkit.errors import RecipeError
 from toolkit.models.copies import added_as_copies
 from toolkit.models.heads import add_scalar_heads, save_scalar_adapter
 from toolkit.models.switching import adapter_weights, checkpoint_through, through, train_only
@@ -72,6 +73,11 @@ class PPOTrainer(GRPOTrainer):
         value_start_from: str | None = None,
         **kwargs: Any,
     ):
+        if not isinstance(model, PeftModel):
+            raise RecipeError(
+                "PPOTrainer: expected a base with the policy as its adapter, found "
+                f"{type(model).__name__}; give what peft.get_peft_model returns"
+            )
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # every trained weight is used in every step
         # Over a quantized base TRL would round to bfloat16 what is trained, and not its reference.
