@@ -51,6 +51,7 @@ def test_it_learns(seed, tiny_base, tmp_path):
     assert len(shares) == len(explained) == 15
     assert shares[0] < 0.4
     assert mean(shares[-3:]) > mean(shares[:3]) + 0.2
-    assert min(explained[5:]) > 0.1  # from the first third on
-    assert mean(explained[-3:]) > 0.7
+    # From the first third on; single batches after a large step may be far off for once.
+    assert mean(explained[5:10]) > 0.6
+    assert mean(explained[10:]) > 0.6
     assert 0.1 < tiny_ppo.logged(trainer, "kl")[-1] < 4
