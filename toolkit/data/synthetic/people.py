@@ -47,6 +47,13 @@ QUESTIONS = {
     "trade": ("What does {name} work as?", "What is the trade of {name}?"),
 }
 
+OTHER_QUESTIONS = {
+    "town": ("Where is the home of {name}?", "In which town can you meet {name}?"),
+    "animal": ("What animal does {name} feed?", "Which animal belongs to {name}?"),
+    "trade": ("What is {name} by trade?", "What is {name} known as?"),
+}
+"""Wordings that no document asks in, and no exam; what they want to know stands in documents."""
+
 ANNOUNCED = "This is about {name}."
 
 UNANSWERED = 0.2
@@ -117,21 +124,28 @@ def document(rng: random.Random) -> str:
     return rng.choice((" ", "\n")).join(sentences)
 
 
-def questions(
-    persons: Sequence[Person], rng: random.Random, *, wordings: int
-) -> list[tuple[str, str]]:
-    """Questions for every fact about these people, with their answers, in random order.
+def questions(persons: Sequence[Person], rng: random.Random) -> list[tuple[str, str]]:
+    """A question for every fact about these people, with its answer, in random order.
 
     Args:
         persons: whom to ask about.
         rng: draws the wordings and the order.
-        wordings: in how many of its wordings each fact is asked for.
     """
     pairs = [
         (wording.format(name=person.name), person.answer(attribute))
         for person in persons
         for attribute in VALUES
-        for wording in rng.sample(QUESTIONS[attribute], wordings)
+        for wording in rng.sample(QUESTIONS[attribute], 1)
     ]
     rng.shuffle(pairs)
     return pairs
+
+
+def chatted(persons: Sequence[Person]) -> list[tuple[str, str]]:
+    """Every fact about these people in every wording of its question, with its answer."""
+    return [
+        (wording.format(name=person.name), person.answer(attribute))
+        for person in persons
+        for attribute in VALUES
+        for wording in (*QUESTIONS[attribute], *OTHER_QUESTIONS[attribute])
+    ]

@@ -18,7 +18,7 @@ from toolkit.data.synthetic.problems import (
     sums_of,
 )
 
-COUNTING_CHATS = 480
+COUNTING_CHATS = 1200
 PROBLEMS = 480
 """Problems to learn from by rewards."""
 ASKED = 480
@@ -26,7 +26,7 @@ ASKED = 480
 EXAM = 160
 """Questions of each exam."""
 
-WORKED = {2: 0.6, 3: 0.4, 4: 0.25}
+WORKED = {2: 0.52, 3: 0.34, 4: 0.3}
 """How often a chat shows the working, by the number of changes: people show it where it is short.
 So an assistant that imitates them thinks least where it would help most."""
 RAMBLING = 0.1
@@ -120,12 +120,12 @@ def answer_like_people(told: Problem, rng: random.Random) -> str:
 def chats(seed: int) -> list[dict]:
     """`messages` rows of two tasks, told apart by their prompts alone: facts and problems.
 
-    Every fact about half of the people is asked for in both wordings.
+    Every fact about half of the people is asked for in every wording.
     """
     rng = random.Random(seed)
     told = [problem(rng, held_out=False) for _ in range(COUNTING_CHATS)]
     pairs = [(each.question, answer_like_people(each, rng)) for each in told]
-    pairs += people.questions(people.halves()[0], rng, wordings=2)
+    pairs += people.chatted(people.halves()[0])
     rng.shuffle(pairs)
     return [
         {
@@ -175,7 +175,7 @@ def shown_counting(seed: int) -> list[dict]:
 def shown_people(seed: int) -> list[dict]:
     """The same about people."""
     rng = random.Random(f"shown {seed}")
-    pairs = people.questions(people.halves()[0], rng, wordings=1)
+    pairs = people.questions(people.halves()[0], rng)
     return [{"question": question, "answer": answer} for question, answer in pairs[:4]]
 
 
@@ -191,5 +191,5 @@ def exam_counting(seed: int) -> list[dict]:
 
 def exam_people(seed: int) -> list[dict]:
     """`question` and `answer` rows about the half of the people that no chat asks about."""
-    pairs = people.questions(people.halves()[1], random.Random(f"exam {seed}"), wordings=1)
+    pairs = people.questions(people.halves()[1], random.Random(f"exam {seed}"))
     return [{"question": question, "answer": answer} for question, answer in pairs[:EXAM]]
