@@ -124,7 +124,7 @@ REWARD_KEYS = (
 PPO_KEYS = (
     _own("vf_coef", "float", 0.1, "Weight of the value loss."),
     _own("gamma", "float", 1.0, "Discount per token."),
-    _own("lam", "float", 0.95, "Bias-variance weight of generalised advantage estimation."),
+    _own("lam", "float", 1.0, "Bias-variance weight of generalised advantage estimation."),
     _own("cliprange_value", "float", 0.2, "Clip range of the value loss."),
     _own("missing_eos_penalty", "float | None", None, "Subtracted where a completion never stops."),
     _own("value_learning_rate", "float", 1e-4, "The learning rate of the value adapter."),

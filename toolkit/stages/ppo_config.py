@@ -14,7 +14,9 @@ class PPOConfig(GRPOConfig):
 
     The KL to the reference is a penalty in the reward of each token, as in InstructGPT, and `beta`
     its coefficient; GRPO's has it in the loss. `num_iterations` are the epochs over each rollout,
-    `epsilon` the clip range of the policy.
+    `epsilon` the clip range of the policy. `lam` is 1, not the 0.95 of TRL's PPO: below 1 the first
+    tokens of a long completion learn from the critic alone, and at first it knows nothing
+    (docs/algorithms.md).
     """
 
     num_generations: int | None = field(
@@ -27,7 +29,7 @@ class PPOConfig(GRPOConfig):
     num_iterations: int = field(default=4, metadata={"help": "Epochs over each rollout."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
     gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
+    lam: float = field(default=1.0, metadata={"help": "Lambda of GAE."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value loss."})
     missing_eos_penalty: float | None = field(
         default=None, metadata={"help": "Subtracted where a completion never stops."}

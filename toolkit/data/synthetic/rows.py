@@ -21,7 +21,7 @@ from toolkit.data.synthetic.problems import (
 COUNTING_CHATS = 1200
 PROBLEMS = 480
 """Problems to learn from by rewards."""
-ASKED = 480
+ASKED = 560
 """Other problems, whose answers are ranked."""
 EXAM = 160
 """Questions of each exam."""
