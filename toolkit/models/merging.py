@@ -1,8 +1,8 @@
 """An adapter inside the base's weights for as long as a generation takes.
 
-On a CPU with a float32 base a generation is then a seventh to a quarter faster (`make bench`), and its logits
-are equal to 1e-4. In half precision the sum would be rounded, and on a GPU the copy of the weights
-costs the memory that a larger batch needs: there the adapter stays beside the base.
+On a CPU with a float32 base a generation is then a seventh to a quarter faster (`make bench`), and
+its logits are equal to 1e-4. In half precision the sum would be rounded, and on a GPU the copy of
+the weights costs the memory that a larger batch needs: there the adapter stays beside the base.
 """
 
 import functools
