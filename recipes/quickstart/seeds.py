@@ -74,7 +74,7 @@ def pair_scores(run: Path) -> dict[str, float]:
 
 def critic(run: Path) -> dict[str, float]:
     """The mean explained variance of PPO's critic in each third of the run."""
-    logged = [row for row in read(run / "ppo" / "log.jsonl") if EXPLAINED in row]
+    logged = [row for row in read(run / "ppo" / "log.jsonl") if row.get(EXPLAINED) is not None]
     size = -(-len(logged) // 3)
     thirds = [logged[size * third : size * (third + 1)] for third in range(3)]
     return {

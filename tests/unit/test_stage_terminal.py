@@ -59,6 +59,12 @@ def test_a_line_shows_the_loss_of_its_own_step(tmp_path, capsys):
     assert entries[0] == {"step": 2, "loss": 2.0}
 
 
+def test_a_metric_that_a_step_could_not_have_is_a_dash(tmp_path):
+    line = terminal.ProgressLine(tmp_path / "log.jsonl")
+    line.latest = {"reward": None, "kl": 0.25, "value/explained_variance": None}
+    assert line.values() == "reward –  KL 0.250  explained –"
+
+
 def test_only_expected_messages_are_silenced(caplog):
     quiet.quiet_libraries()
     quiet.quiet_libraries()

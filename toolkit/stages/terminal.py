@@ -84,7 +84,7 @@ class ProgressLine(TrainerCallback):
         self.log_path = log_path
         self.progress: Progress | None = None
         self.task: Any = None
-        self.latest: dict[str, float] = {}
+        self.latest: dict[str, float | None] = {}
         self.started = 0.0
         self.first_step = 0
         self.printed = 0
@@ -182,6 +182,8 @@ class ProgressLine(TrainerCallback):
                 ("accuracy", "pairs right"),
                 ("rewards/accuracies", "pairs right"),
             ]
+        known = [(word, self.latest[key]) for key, word in shown if key in self.latest]
+        # TRL logs None where a step had nothing to average: no answer scored, no return that varies
         return "  ".join(
-            f"{word} {self.latest[key]:.3f}" for key, word in shown if key in self.latest
+            f"{word} {'–' if value is None else format(value, '.3f')}" for word, value in known
         )
