@@ -1,0 +1,100 @@
+"""Digests of weights in memory: which of them moved, and whether what was saved is what was trained."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
+
+from toolkit.models.heads import SCORE
+from toolkit.models.switching import adapter_weights
+
+
+def digest(tensor: Tensor) -> str:
+    """A digest of every bit of a tensor, at the speed of its memory: a sum by exclusive or per row.
+
+    The same numbers have the same digest in any precision that holds them.
+    """
+    held = tensor.detach()
+    rows = held.reshape(-1, held.shape[-1]) if held.dim() and held.numel() else held.reshape(1, -1)
+    sums = torch.hash_tensor(rows, dim=-1).view(torch.int64).cpu().numpy()
+    return hashlib.sha256(str(tuple(held.shape)).encode() + sums.tobytes()).hexdigest()[:32]
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The digest of each tensor, by its name."""
+    return {name: digest(tensor) for name, tensor in tensors.items()}
+
+
+@dataclass
+class Start:
+    """What training starts from.
+
+    Attributes:
+        base: digests of the frozen weights below every adapter; empty for a whole model.
+        trained: digests of what is trained, by adapter; a whole model is called "model".
+    """
+
+    base: dict[str, str] = field(default_factory=dict)
+    trained: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def base_weights(model: PeftModel) -> dict[str, Tensor]:
+    """Every weight below the adapters, by name."""
+    added: set[int] = set()
+    for name in model.peft_config:
+        added |= {id(weight) for weight in adapter_weights(model, name).values()}
+    heads: Any = getattr(model, "scalar_heads", None)
+    added |= {id(weight) for weight in (heads.parameters() if heads is not None else ())}
+    return {name: p.data for name, p in model.named_parameters() if id(p) not in added}
+
+
+def saved_tensors(model: Any, adapter: str = "default") -> dict[str, Tensor]:
+    """What a file of weights holds of a model or of one adapter in memory, by the file's keys.
+
+    Args:
+        model: a whole model, or one with adapters.
+        adapter: the name of one; with a scalar head if it has one beside the model.
+    """
+    if not isinstance(model, PeftModel):
+        return dict(model.state_dict())
+    found = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    heads: Any = getattr(model, "scalar_heads", None)
+    if heads is not None and adapter in heads:
+        found[SCORE] = heads[adapter].weight.data
+    return dict(found)
+
+
+def start_of(model: Any, adapters: Iterable[str]) -> Start:
+    """The digests of a model at the start of training.
+
+    Args:
+        model: a whole model, or one with adapters.
+        adapters: the names of those that are trained.
+    """
+    if not isinstance(model, PeftModel):
+        return Start(trained={"model": digests(saved_tensors(model))})
+    trained = {name: digests(saved_tensors(model, name)) for name in adapters}
+    return Start(digests(base_weights(model)), trained)
+
+
+def what_went_wrong(start: Start, model: Any) -> str | None:
+    """A base that moved, or something that did not though it was trained; None if all is well."""
+    if isinstance(model, PeftModel):
+        now = digests(base_weights(model))
+        if moved := [name for name in start.base if start.base[name] != now.get(name)]:
+            return (
+                f"{len(moved):,} weights of the base are not those that were loaded, such as "
+                f"{moved[0]}; the base must stay as it is"
+            )
+    for name, before in start.trained.items():
+        if digests(saved_tensors(model, name)) == before:
+            what = "the model" if name == "model" else f"the adapter {name!r}"
+            return (
+                f"{what} is to the bit what the stage started from: nothing was learnt; look at "
+                "learning_rate, warmup and the rewards in log.jsonl"
+            )
+    return None
