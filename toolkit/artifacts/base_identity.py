@@ -40,8 +40,9 @@ def base_identity(name: str, revision: str | None = None) -> dict[str, Any]:
 
     Returns:
         Its name; its `commit` on the Hub; digests of its `config`, its `tokenizer` and the files of
-        its `weights` (in the Hub's cache their LFS SHA-256); and `samples`, a digest of a few numbers
-        of every weight, which does not depend on how the files are cut. None for what is not there.
+        its `weights` (in the Hub's cache their LFS SHA-256), and the `sizes` of these in bytes; and
+        `samples`, a digest of a few numbers of every weight, which does not depend on how the files
+        are cut. None for what is not there.
     """
     folder = base_folder(name, revision)
     if folder is None:
@@ -58,6 +59,7 @@ def base_identity(name: str, revision: str | None = None) -> dict[str, Any]:
         "config": _config_digest(folder / "config.json"),
         "tokenizer": f"sha256:{digest_of_files(folder, beside)}" if beside else None,
         "weights": weights_identity(str(folder)),
+        "sizes": [file.stat().st_size for file in weight_files(folder)] or None,
         "samples": _sample_digest(folder),
     }
 
@@ -74,8 +76,8 @@ def base_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     differing = [
         words for part, words in PARTS.items() if part != "weights" and _differ(recorded, now, part)
     ]
-    # files that were cut anew hold the same weights
-    if _differ(recorded, now, "weights") and not _same(recorded, now, "samples"):
+    cut_anew = _differ(recorded, now, "sizes") and _same(recorded, now, "samples")
+    if _differ(recorded, now, "weights") and not cut_anew:
         differing.append(PARTS["weights"])
     return differing
 

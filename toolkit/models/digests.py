@@ -12,6 +12,8 @@ from torch import Tensor
 from toolkit.models.heads import SCORE
 from toolkit.models.switching import adapter_weights
 
+WHOLE = "model"
+
 
 def digest(tensor: Tensor) -> str:
     """A digest of every bit of a tensor, at the speed of its memory: a sum by exclusive or per row.
@@ -35,7 +37,7 @@ class Start:
 
     Attributes:
         base: digests of the frozen weights below every adapter; empty for a whole model.
-        trained: digests of what is trained, by adapter; a whole model is called "model".
+        trained: digests of what is trained, by adapter; of a whole model, by `WHOLE`.
     """
 
     base: dict[str, str] = field(default_factory=dict)
@@ -76,25 +78,28 @@ def start_of(model: Any, adapters: Iterable[str]) -> Start:
         adapters: the names of those that are trained.
     """
     if not isinstance(model, PeftModel):
-        return Start(trained={"model": digests(saved_tensors(model))})
+        return Start(trained={WHOLE: digests(saved_tensors(model))})
     trained = {name: digests(saved_tensors(model, name)) for name in adapters}
     return Start(digests(base_weights(model)), trained)
 
 
-def what_went_wrong(start: Start, model: Any) -> str | None:
-    """A base that moved, or something that did not though it was trained; None if all is well."""
-    if isinstance(model, PeftModel):
-        now = digests(base_weights(model))
-        if moved := [name for name in start.base if start.base[name] != now.get(name)]:
-            return (
-                f"{len(moved):,} weights of the base are not those that were loaded, such as "
-                f"{moved[0]}; the base must stay as it is"
-            )
+def changed_base(start: Start, model: Any) -> str | None:
+    """In words, which weights below an adapter are not those that were loaded; None if all are."""
+    if not isinstance(model, PeftModel):
+        return None
+    now = digests(base_weights(model))
+    changed = [name for name in start.base if start.base[name] != now.get(name)]
+    if not changed:
+        return None
+    return (
+        f"{len(changed):,} weights of the base are not those that were loaded, such as {changed[0]}; "
+        "an adapter leaves its base as it is"
+    )
+
+
+def unmoved(start: Start, model: Any) -> str | None:
+    """In words, what is to the bit what training started from; None if all has moved."""
     for name, before in start.trained.items():
         if digests(saved_tensors(model, name)) == before:
-            what = "the model" if name == "model" else f"the adapter {name!r}"
-            return (
-                f"{what} is to the bit what the stage started from: nothing was learnt; look at "
-                "learning_rate, warmup and the rewards in log.jsonl"
-            )
+            return "the model" if name == WHOLE else f"the adapter {name!r}"
     return None

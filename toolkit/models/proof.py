@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from toolkit.errors import TrainingError
-from toolkit.models.digests import digest, digests, saved_tensors
+from toolkit.models.digests import digests, saved_tensors
 from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
 from toolkit.models.load import adapter_config, load_adapter
+from toolkit.models.saved_files import KEPT, check_file, check_finite, check_loaded
 from toolkit.models.value import VALUE
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 ELSEWHERE = 4  # times the tolerance, where another kind of device rounds
 AGAIN = "proof"  # what an adapter from disk is called beside what is in memory
-KEPT = "; the files are kept, and count as unverified"
 
 
 @torch.no_grad()
@@ -64,11 +63,13 @@ class Check:
         name: of the numbers, in words.
         numbers: gives them, one tensor per sequence, from a model and token ids.
         load: gives the model from a folder, as a user would load it.
+        holder: of what `load` gives, the model of PEFT or transformers.
     """
 
     name: str
     numbers: Callable[[Any, list[list[int]]], list[Tensor]]
     load: Callable[..., Any]
+    holder: Callable[[Any], Any] = lambda model: model
 
 
 LOG_PROBABILITIES = Check("log-probabilities", log_probabilities, load_causal)
@@ -143,7 +144,8 @@ class Expected:
 
 def expect(model: Any, probe: list[list[int]], check: Check) -> Expected:
     """What a model in memory gives of a probe, its critic included."""
-    found = Expected(probe, check.numbers(model, probe), digests(saved_tensors(model)))
+    tensors = digests(saved_tensors(check.holder(model)))
+    found = Expected(probe, check.numbers(model, probe), tensors)
     if has_critic(model):
         found.values = probe_values(model, probe)
         found.value_tensors = digests(saved_tensors(model, VALUE))
@@ -184,11 +186,11 @@ def prove(
             files stay.
     """
     check_finite(directory)
-    check_keys(directory, expected.tensors)
+    check_file(directory, expected.tensors)
     with loaded_again(directory, resident, check, **kwargs) as (loaded, adapter):
         if getattr(loaded, "hf_device_map", None) is None:
             loaded.to(device)
-        check_tensors(directory, saved_tensors(loaded, adapter), expected.tensors)
+        check_loaded(directory, saved_tensors(check.holder(loaded), adapter), expected.tensors)
         numbers = check.numbers(loaded, expected.probe)
         allowed = tolerance(loaded, elsewhere=elsewhere)
         found = {
@@ -223,13 +225,13 @@ def prove_values(directory: Path, loaded: Any, expected: Expected, allowed: floa
     if adapter_config(str(directory)) is None:
         raise TrainingError(f"{directory}: the value adapter was trained and is missing{KEPT}")
     check_finite(directory)
-    check_keys(directory, expected.value_tensors)
+    check_file(directory, expected.value_tensors)
     again = f"{AGAIN}_{VALUE}"
     if not hasattr(loaded, "scalar_heads"):
         add_scalar_heads(loaded)
     try:
         load_scalar_adapter(loaded, str(directory), again)
-        check_tensors(directory, saved_tensors(loaded, again), expected.value_tensors)
+        check_loaded(directory, saved_tensors(loaded, again), expected.value_tensors)
         values = probe_values(loaded, expected.probe, again)
         return compare(directory, "values", values, expected.values, allowed)
     finally:
@@ -237,25 +239,6 @@ def prove_values(directory: Path, loaded: Any, expected: Expected, allowed: floa
             loaded.delete_adapter(again)
         if again in loaded.scalar_heads:
             loaded.scalar_heads.pop(again)
-
-
-def check_tensors(
-    directory: Path, loaded: Mapping[str, Tensor], expected: Mapping[str, str]
-) -> None:
-    """Refuse what was loaded if a tensor is not, to the bit, what was trained.
-
-    Args:
-        directory: what was loaded.
-        loaded: what arrived in the model, by the file's keys.
-        expected: the digests of what was trained; nothing is known if it is empty.
-
-    Raises:
-        TrainingError: naming the tensor.
-    """
-    for key, before in sorted(expected.items()):
-        if key not in loaded or digest(loaded[key]) != before:
-            said = "is not what was trained" if key in loaded else "is missing"
-            raise TrainingError(f"{directory}: tensor {key} {said} once it is loaded{KEPT}")
 
 
 def compare(
@@ -273,9 +256,11 @@ def compare(
     Raises:
         TrainingError: if they differ by more.
     """
-    pairs = zip(found, expected, strict=True)
+    if [row.shape for row in found] != [row.shape for row in expected]:
+        raise TrainingError(f"{directory}: {name} of other sequences were noted{KEPT}")
+    gaps = torch.cat([(a - b).abs() for a, b in zip(found, expected, strict=True)])
     # to torch a NaN is the largest of all; Python's max may pass it over
-    difference = float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())
+    difference = float(gaps.max()) if len(gaps) else 0.0
     if not difference <= allowed:
         raise TrainingError(
             f"{directory}: what was saved does not give the numbers of what was trained "
@@ -311,39 +296,3 @@ def loaded_again(
         for name, weight in resident.named_parameters():
             weight.requires_grad_(name in trained)
         resident.train(was_training)
-
-
-def check_finite(directory: Path) -> None:
-    """Refuse a folder that holds a NaN or an infinity, naming the tensor.
-
-    Raises:
-        TrainingError: likewise if a file of weights cannot be read.
-    """
-    for file in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - safe_open is not a dict
-                    if not torch.isfinite(tensors.get_tensor(key).float()).all():
-                        raise TrainingError(
-                            f"{file}: tensor {key} holds NaN or infinity{KEPT}: lower "
-                            "learning_rate, or look at the last steps in log.jsonl"
-                        )
-        except SafetensorError as error:
-            raise TrainingError(f"{file}: cannot be read ({error}){KEPT}") from error
-
-
-def check_keys(directory: Path, expected: Mapping[str, str]) -> None:
-    """Refuse an adapter's folder that lacks a tensor which was trained, or has one that was not.
-
-    Raises:
-        TrainingError: naming the tensor.
-    """
-    file = directory / "adapter_model.safetensors"
-    if not expected or not file.is_file():
-        return
-    with safe_open(file, framework="pt") as tensors:
-        found = set(tensors.keys())
-    if missing := sorted(set(expected) - found):
-        raise TrainingError(f"{file}: tensor {missing[0]} was trained and is missing{KEPT}")
-    if more := sorted(found - set(expected)):
-        raise TrainingError(f"{file}: tensor {more[0]} was never trained{KEPT}")

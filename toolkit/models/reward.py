@@ -117,20 +117,16 @@ def load_reward_model(directory: str, **kwargs: Any) -> tuple[RewardModel, PreTr
         RecipeError: if it has no head, or cannot be loaded.
         HubError: if the Hub does not have it or does not give it.
     """
-    model = load_classifier(directory, **kwargs)
-    return RewardModel(model, active_head(base_of(model)).weight).eval(), load_tokenizer(directory)
-
-
-def load_classifier(directory: str, **kwargs: Any) -> Any:
-    """The sequence classifier of a reward stage, by plain PEFT or transformers; as the above."""
     name, adapter = str(directory), adapter_config(str(directory))
+    tokenizer = load_tokenizer(name)
     kwargs = {"dtype": "auto"} | kwargs
     if adapter is not None:
-        head_of(name)
+        head = head_of(name)
         with without_report():
-            return load_adapter(
+            model = load_adapter(
                 name, adapter, AutoPeftModelForSequenceClassification, num_labels=1, **kwargs
             )
+        return RewardModel(model, head).eval(), tokenizer
     with loading(name), without_report():
         kwargs["dtype"] = device_dtype(name, kwargs["dtype"])
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -141,7 +137,7 @@ def load_classifier(directory: str, **kwargs: Any) -> Any:
             f"{name}: expected a reward model, found no {sorted(found['missing_keys'])[0]} in it; "
             "name what stage reward has made"
         )
-    return model
+    return RewardModel(model, model.get_submodule(HEAD).weight).eval(), tokenizer
 
 
 def probe_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:
@@ -151,7 +147,12 @@ def probe_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:
     return [torch.tensor(model.score([ids])) for ids in probe]
 
 
-SCORES = Check("scores", probe_scores, load_classifier)
+SCORES = Check(
+    "scores",
+    probe_scores,
+    lambda name, **kwargs: load_reward_model(name, **kwargs)[0],
+    lambda model: model.model if isinstance(model, RewardModel) else model,
+)
 
 
 def load_reward_base(recipe: StageRecipe) -> PreTrainedModel:

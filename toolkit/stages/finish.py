@@ -17,14 +17,15 @@ from toolkit.data.probe import changed_words, probe_words
 from toolkit.errors import RecipeError, ToolkitError, TrainingError
 from toolkit.models import adapters, digests, proof
 from toolkit.models.load import adapter_config, load_tokenizer
+from toolkit.models.saved_files import KEPT, check_finite
 from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
+from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.terminal import ProgressLine, note
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
 PROBE_TOKENS = 128
-RowsAgain = Callable[[Any], tuple[list[list[int]], list[list[int]]]]
 RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # written last by the Trainer
 
 
@@ -203,8 +204,7 @@ def save(
         # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
         adapters.save_beside(trainer.model, trainer.processing_class, directory)
-        start = getattr(trainer, "started_from", None)
-        saved.failure = None if start is None else digests.what_went_wrong(start, model)
+        saved.failure = what_went_wrong(trainer, model)
         saved.words = probe_words(trainer.processing_class)  # pyright: ignore[reportArgumentType]
         saved.identity = identity_below(directory)
         remembered = {
@@ -215,6 +215,32 @@ def save(
         }
         proof_file.write_proof(directory, remembered | expected.as_dict())
     return saved
+
+
+def what_went_wrong(trainer: Any, model: Any) -> str | None:
+    """A base that changed, or an adapter that did not, in one line; None if all is well."""
+    start = getattr(trainer, "started_from", None)
+    if start is None:
+        return None
+    if (changed := digests.changed_base(start, model)) is not None:
+        return changed
+    if (still := digests.unmoved(start, model)) is None:
+        return None
+    steps = trainer.state.global_step
+    if not learning_rates(trainer, steps):
+        note(f"nothing was learnt: warmup kept the learning rate at 0 in all of {steps} step(s)")
+        return None
+    return (
+        f"{still} is to the bit what the stage started from, so nothing was learnt in {steps:,} "
+        "steps; look at grad_norm and the rewards in log.jsonl, and at learning_rate"
+    )
+
+
+def learning_rates(trainer: Any, steps: int) -> bool:
+    """Whether the schedule gave a learning rate above 0 in one of the steps; True if not known."""
+    schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    factors = getattr(schedule, "lr_lambdas", None)
+    return not factors or any(factor(step) > 0 for step in range(steps) for factor in factors)
 
 
 def measured(trainer: Trainer) -> dict[str, Any]:
@@ -266,10 +292,10 @@ def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) 
 def compared(saved: Saved, reload: dict[str, Any] | None, resident: Any) -> dict[str, Any]:
     """What the proof found; arguments and errors as of `prove`."""
     if saved.failure:
-        raise TrainingError(f"{saved.directory}: {saved.failure}{proof.KEPT}")
+        raise TrainingError(f"{saved.directory}: {saved.failure}{KEPT}")
     check_words(saved)
     if not saved.expected.probe:
-        proof.check_finite(saved.directory)
+        check_finite(saved.directory)
         return {"verified": "finite", "reason": "the model is sharded"}
     found = proof.prove(
         saved.directory,
@@ -294,14 +320,14 @@ def check_words(saved: Saved) -> None:
     """
     tokenizer = load_tokenizer(saved.directory)
     if changed := changed_words(saved.words, probe_words(tokenizer)):
-        raise TrainingError(f"{saved.directory}: {changed}, once it is loaded{proof.KEPT}")
+        raise TrainingError(f"{saved.directory}: {changed}, once it is loaded{KEPT}")
     if saved.rows_again is not None:
         trained, again = saved.rows_again(tokenizer)
         for row, (before, now) in enumerate(zip(trained, again, strict=True)):
             if before != now:
                 raise TrainingError(
                     f"{saved.directory}: the saved chat template makes other tokens of sequence "
-                    f"{row + 1} than those that were trained{proof.KEPT}"
+                    f"{row + 1} than those that were trained{KEPT}"
                 )
 
 

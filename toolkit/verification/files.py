@@ -7,8 +7,8 @@ from safetensors import safe_open
 from toolkit.artifacts import manifest
 from toolkit.data.probe import changed_words, probe_words
 from toolkit.errors import TrainingError
-from toolkit.models import proof
 from toolkit.models.load import load_tokenizer
+from toolkit.models.saved_files import ADAPTER_FILE, check_finite
 from toolkit.verification.artefact import HEADS, Artefact, tensor_keys
 
 B = re.compile(r"(lora_(?:embedding_)?)B")  # the factor of LoRA that starts at zero
@@ -35,7 +35,7 @@ def weights_finite(artefact: Artefact) -> str | None:
             f"{artefact.directory}: expected weights as safetensors, found none; pickled weights are "
             "not loaded, for they could run code"
         )
-    proof.check_finite(artefact.directory)
+    check_finite(artefact.directory)
     return f"{len(tensor_keys(artefact.directory)):,} tensors, all finite"
 
 
@@ -43,7 +43,7 @@ def adapter_does_something(artefact: Artefact) -> str | None:
     """Whether a LoRA adapter changes what its base gives."""
     if artefact.adapter is None or artefact.adapter.get("peft_type", "LORA") != "LORA":
         return None
-    file = artefact.directory / "adapter_model.safetensors"
+    file = artefact.directory / ADAPTER_FILE
     with safe_open(file, framework="pt") as tensors:
         keys = list(tensors.keys())
         pairs = [key for key in keys if B.search(key)]
@@ -68,7 +68,7 @@ def head_present(artefact: Artefact) -> str | None:
     if artefact.adapter is None:
         return None
     keys = tensor_keys(artefact.directory)
-    file = artefact.directory / "adapter_model.safetensors"
+    file = artefact.directory / ADAPTER_FILE
     if artefact.adapter.get("task_type") == "SEQ_CLS":
         heads = [key for key in keys if any(name in key for name in HEADS)]
         if not heads:

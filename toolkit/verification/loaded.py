@@ -1,6 +1,7 @@
 """What can be said of an artefact once its base is there: whether it is the one, and the numbers."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,9 +77,14 @@ def numbers_again(artefact: Artefact) -> str | None:
     device = torch.device("cpu") if accelerator is None else accelerator
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what PEFT misses is named below
-        if artefact.remembered.get("probe"):
-            return proved_again(artefact, device)
-        return loads(artefact, device)
+        try:
+            if artefact.remembered.get("probe"):
+                return proved_again(artefact, device)
+            return loads(artefact, device)
+        except (RuntimeError, ValueError, IndexError) as error:
+            below = f" over {artefact.base}" if artefact.base else ""
+            said = " ".join(str(error).split())
+            raise TrainingError(f"{artefact.directory} cannot be loaded{below}: {said}") from error
 
 
 def proved_again(artefact: Artefact, device: torch.device) -> str:
@@ -126,19 +132,23 @@ def _load_foreign(artefact: Artefact, keys: dict[str, list[int]]) -> Any:
     """By plain PEFT or transformers, with as many labels as the head has."""
     name, adapter = str(artefact.directory), artefact.adapter
     task = (adapter or {}).get("task_type")
-    try:
-        if adapter is not None and task == "SEQ_CLS":
-            labels = [s[0] for key, s in keys.items() if any(head in key for head in HEADS)]
-            with without_report():
-                return load_adapter(
-                    name, adapter, AutoPeftModelForSequenceClassification, num_labels=labels[0]
-                )
-        if task not in (None, "CAUSAL_LM"):
-            raise TrainingError(f"{name}: expected CAUSAL_LM or SEQ_CLS, found task_type {task}")
+    if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
+        raise TrainingError(f"{name}: expected CAUSAL_LM or SEQ_CLS, found task_type {task}")
+    if adapter is None and is_classifier(artefact.directory):
+        return SCORES.holder(SCORES.load(name))
+    if task != "SEQ_CLS":
         return proof.load_causal(name, dtype="auto")
-    except (RuntimeError, ValueError, IndexError) as error:
-        said = " ".join(str(error).split())
-        raise TrainingError(f"{name} cannot be loaded over {artefact.base}: {said}") from error
+    labels = [shape[0] for key, shape in keys.items() if any(head in key for head in HEADS)]
+    with without_report():
+        return load_adapter(
+            name, adapter or {}, AutoPeftModelForSequenceClassification, num_labels=labels[0]
+        )
+
+
+def is_classifier(directory: Path) -> bool:
+    """Whether a whole model scores, by its config.json."""
+    kinds = (manifest.read_json(directory / "config.json") or {}).get("architectures") or [""]
+    return str(kinds[0]).endswith("ForSequenceClassification")
 
 
 def reload_arguments(artefact: Artefact) -> dict[str, Any]:
