@@ -51,13 +51,27 @@ def change(directory, how):
     save_file(how(load_file(path)), path)
 
 
+@pytest.mark.parametrize("of", [digests.digest, digests.fingerprint])
 @pytest.mark.parametrize("place", [(0, 0), (2, 3), (4, 6)])
-def test_a_digest_sees_one_bit_anywhere(place):
+def test_one_bit_is_seen_anywhere(of, place):
     weight = torch.randn(5, 7)
-    before = digests.digest(weight)
-    assert digests.digest(weight.clone()) == before
+    before = of(weight)
+    assert of(weight.clone()) == before
     weight[place] = torch.nextafter(weight[place], torch.tensor(9.0))
-    assert digests.digest(weight) != before
+    assert of(weight) != before
+    assert of(torch.ones(4)) != of(torch.zeros(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_the_fingerprint_of_an_accelerator_sees_what_cancels(dtype):
+    ones = torch.ones(3, 4).to(dtype)
+    zeros, shifted, one_more = torch.zeros_like(ones), ones.clone(), ones.clone()
+    shifted[0, 0], shifted[0, 1] = 0, 2
+    one_more[2, 3] = 2
+    found = [digests.reduced(t) for t in (ones, ones.clone(), zeros, shifted, one_more)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    assert digests.reduced(torch.tensor(1.0)) != digests.reduced(torch.tensor(2.0))
 
 
 def test_a_digest_sees_shape_order_and_bytes_but_no_precision():

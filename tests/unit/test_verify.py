@@ -84,7 +84,7 @@ def plant(fault, root, name):
         return "holds NaN or infinity"
     if fault == "template":
         path = folder / "chat_template.jinja"
-        path.write_text(path.read_text().replace("\\n", " "))
+        path.write_text(path.read_text().replace("'<|im_end|>'", "' <|im_end|>'"))
         return "the chat template is not the one that was trained"
     if fault == "base":
         tiny.save_base(root / "base", seed=5)
@@ -248,7 +248,7 @@ def test_a_stage_whose_proof_fails_keeps_its_files_and_marks_them(
         upstream(model, tokenizer, directory)
         template = directory / "chat_template.jinja"
         if fault in ("template", "tokens"):
-            template.write_text(template.read_text().replace("\\n", " "))
+            template.write_text(template.read_text().replace("'<|im_end|>'", "' <|im_end|>'"))
         if fault == "weights":
             change(directory, lambda found: {k: t * 1.001 for k, t in found.items()})
 

@@ -16,14 +16,12 @@ WHOLE = "model"
 
 
 def digest(tensor: Tensor) -> str:
-    """A digest of every bit of a tensor, at the speed of its memory: a sum by exclusive or per row.
+    """SHA-256 of a tensor's shape and numbers, the same on every device.
 
-    The same numbers have the same digest in any precision that holds them.
+    The same numbers have the same digest in any precision that holds them: PEFT loads in float32.
     """
     held = tensor.detach()
-    rows = held.reshape(-1, held.shape[-1]) if held.dim() and held.numel() else held.reshape(1, -1)
-    sums = torch.hash_tensor(rows, dim=-1).view(torch.int64).cpu().numpy()
-    return hashlib.sha256(str(tuple(held.shape)).encode() + sums.tobytes()).hexdigest()[:32]
+    return _sha256(held.float() if held.is_floating_point() else held)
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -31,13 +29,44 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: digest(tensor) for name, tensor in tensors.items()}
 
 
+def fingerprint(tensor: Tensor) -> str:
+    """What changes with any bit of a tensor, at the speed of the memory it lies in.
+
+    It is the same for as long as the tensor stays on its device, and not elsewhere.
+    """
+    held = tensor.detach()
+    return _sha256(held) if held.device.type == "cpu" else reduced(held)
+
+
+def reduced(tensor: Tensor) -> str:
+    """A fingerprint that an accelerator makes without a copy of the tensor."""
+    some = tensor.dim() and tensor.numel()
+    rows = tensor.reshape(-1, tensor.shape[-1]) if some else tensor.reshape(1, -1)
+    # equal numbers cancel in the exclusive or, and changes of opposite sign in the sum
+    bits = torch.hash_tensor(rows, dim=-1).view(torch.int64)
+    sums = rows.sum(dim=-1, dtype=torch.float64 if rows.is_floating_point() else torch.int64)
+    return f"{_sha256(bits)} {_sha256(sums)}"
+
+
+def _sha256(tensor: Tensor) -> str:
+    """Of shape and bytes, in hexadecimal, cut to 128 bits."""
+    found = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    found.update(tensor.reshape(-1).cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()[:32]
+
+
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The fingerprint of each tensor, by its name."""
+    return {name: fingerprint(tensor) for name, tensor in tensors.items()}
+
+
 @dataclass
 class Start:
     """What training starts from.
 
     Attributes:
-        base: digests of the frozen weights below every adapter; empty for a whole model.
-        trained: digests of what is trained, by adapter; of a whole model, by `WHOLE`.
+        base: fingerprints of the frozen weights below every adapter; empty for a whole model.
+        trained: of what is trained, by adapter the digests; of a `WHOLE` model the fingerprints.
     """
 
     base: dict[str, str] = field(default_factory=dict)
@@ -71,23 +100,23 @@ def saved_tensors(model: Any, adapter: str = "default") -> dict[str, Tensor]:
 
 
 def start_of(model: Any, adapters: Iterable[str]) -> Start:
-    """The digests of a model at the start of training.
+    """The fingerprints of a model at the start of training.
 
     Args:
         model: a whole model, or one with adapters.
         adapters: the names of those that are trained.
     """
     if not isinstance(model, PeftModel):
-        return Start(trained={WHOLE: digests(saved_tensors(model))})
+        return Start(trained={WHOLE: fingerprints(saved_tensors(model))})
     trained = {name: digests(saved_tensors(model, name)) for name in adapters}
-    return Start(digests(base_weights(model)), trained)
+    return Start(fingerprints(base_weights(model)), trained)
 
 
 def changed_base(start: Start, model: Any) -> str | None:
     """In words, which weights below an adapter are not those that were loaded; None if all are."""
     if not isinstance(model, PeftModel):
         return None
-    now = digests(base_weights(model))
+    now = fingerprints(base_weights(model))
     changed = [name for name in start.base if start.base[name] != now.get(name)]
     if not changed:
         return None
@@ -100,6 +129,7 @@ def changed_base(start: Start, model: Any) -> str | None:
 def unmoved(start: Start, model: Any) -> str | None:
     """In words, what is to the bit what training started from; None if all has moved."""
     for name, before in start.trained.items():
-        if digests(saved_tensors(model, name)) == before:
+        of = fingerprints if name == WHOLE else digests
+        if of(saved_tensors(model, name)) == before:
             return "the model" if name == WHOLE else f"the adapter {name!r}"
     return None

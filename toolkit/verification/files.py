@@ -47,6 +47,9 @@ def adapter_does_something(artefact: Artefact) -> str | None:
     with safe_open(file, framework="pt") as tensors:
         keys = list(tensors.keys())
         pairs = [key for key in keys if B.search(key)]
+        for key in pairs:
+            if (other := B.sub(r"\1A", key)) not in keys:
+                raise TrainingError(f"{file}: tensor {other} is missing")
         working = [
             key
             for key in pairs

@@ -87,7 +87,7 @@ def verify_one(directory: Path) -> Iterator[Finding]:
                 failures.append(said)
             yield Finding(directory, name, False, said)
             if name == "weights":
-                return  # of what is not there or not finite, nothing else can be said
+                break  # of what is not there or not finite, nothing else can be said
             continue
         if said is not None:
             yield Finding(directory, name, True, said)
