@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from toolkit.verification.loaded import reload_arguments
 from toolkit.verification.verify import verify
 
 HEAD = "base_model.model.score.weight"
-QUICK = {
+QUICK: dict[str, Any] = {
     "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "lora_r": 4,
     "lr_scheduler_type": "constant", "logging_steps": 1,
 }  # fmt: skip
@@ -32,7 +33,7 @@ def trained(tmp_path_factory):
     """One run of each kind over one base, made once; a test takes a copy."""
     root = tmp_path_factory.mktemp("trained")
     base = tiny.save_base(root / "base")
-    keys = {"model_name_or_path": str(base)} | QUICK
+    keys: dict[str, Any] = {"model_name_or_path": str(base)} | QUICK
     toolkit.sft(output_dir=str(root / "sft"), train_dataset=tiny.ROWS, **keys)
     # the head starts at zero, so LoRA has its first gradient in the second step
     toolkit.reward(output_dir=str(root / "reward"), train_dataset=PAIRS, **keys)
@@ -219,12 +220,12 @@ class Spoils(TrainerCallback):
     def __init__(self, fault):
         self.fault = fault
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
+    def on_train_end(self, args, state, control, model: Any = None, **kwargs):
         if self.fault == "base":
             with torch.no_grad():
                 model.get_base_model().model.norm.weight.zero_()
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, model: Any = None, **kwargs):
         if self.fault == "still":
             model.zero_grad()
 
@@ -265,6 +266,25 @@ def test_a_stage_whose_proof_fails_keeps_its_files_and_marks_them(
     assert "as unverified" in str(unverified(tmp_path / "run"))
 
 
+def test_a_base_that_does_not_fit_again_is_told_and_verified_later(
+    tiny_base, chats, tmp_path, monkeypatch
+):
+    def no_room(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish.proof, "prove", no_room)
+        with pytest.raises(TrainingError, match="does not fit into memory again.* toolkit verify"):
+            toolkit.sft(
+                model_name_or_path=str(tiny_base), dataset_name=str(chats),
+                output_dir=str(tmp_path / "run"), **QUICK,
+            )  # fmt: skip
+    assert "does not fit" in str(unverified(tmp_path / "run"))
+    assert not (tmp_path / "run" / "stage.json").exists()
+    assert cli.main(["verify", str(tmp_path / "run")]) == 0
+    assert unverified(tmp_path / "run") is None
+
+
 def test_warmup_that_is_never_left_is_told_and_not_refused(tiny_base, chats, tmp_path, capsys):
     toolkit.sft(
         model_name_or_path=str(tiny_base), dataset_name=str(chats), output_dir=str(tmp_path / "run"),
@@ -278,7 +298,7 @@ def test_warmup_that_is_never_left_is_told_and_not_refused(tiny_base, chats, tmp
 @tiny_ppo.quiet
 def test_ppo_and_grpo_are_proved_with_their_critic_and_their_prompts(tiny_base, tmp_path, capsys):
     """The probe is the prompt as the chat template asks it."""
-    settings = QUICK | {
+    settings: dict[str, Any] = QUICK | {
         "model_name_or_path": str(tiny_base), "train_dataset": list(tiny_ppo.prompts()),
         "reward_funcs": [tiny_ppo.odd], "max_completion_length": 6, "num_generations": 4,
         "per_device_train_batch_size": 8, "max_steps": 1,
@@ -291,13 +311,13 @@ def test_ppo_and_grpo_are_proved_with_their_critic_and_their_prompts(tiny_base, 
     assert "and the critic's values as in training" in capsys.readouterr().out
     probe = json.loads((tmp_path / "grpo" / "proof.json").read_text())["expected"]["probe"]
     _, words = toolkit.load(tmp_path / "grpo")
-    assert words.decode(probe[0]).endswith("<|im_start|>assistant\n")
+    assert str(words.decode(probe[0])).endswith("<|im_start|>assistant\n")
     change(tmp_path / "ppo" / "value", lambda found: found | {HEAD: found[HEAD] + 1})
     assert f"tensor {HEAD} is not what was trained" in failed(tmp_path / "ppo", capsys)
 
 
 def test_a_whole_model_is_verified_too(tiny_base, chats, tmp_path, capsys):
-    keys = {"use_peft": False, "dataset_name": str(chats)}
+    keys: dict[str, Any] = {"use_peft": False, "dataset_name": str(chats)}
     del (quick := dict(QUICK))["lora_r"]
     toolkit.sft(model_name_or_path=str(tiny_base), output_dir=str(tmp_path), **quick | keys)
     assert cli.main(["verify", str(tmp_path)]) == 0

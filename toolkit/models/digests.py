@@ -51,7 +51,8 @@ def reduced(tensor: Tensor) -> str:
 def _sha256(tensor: Tensor) -> str:
     """Of shape and bytes, in hexadecimal, cut to 128 bits."""
     found = hashlib.sha256(str(tuple(tensor.shape)).encode())
-    found.update(tensor.reshape(-1).cpu().contiguous().view(torch.uint8).numpy())
+    held: Any = tensor.reshape(-1).cpu().contiguous().view(torch.uint8).numpy()
+    found.update(held)
     return found.hexdigest()[:32]
 
 

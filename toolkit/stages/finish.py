@@ -12,7 +12,7 @@ from transformers import PrinterCallback, Trainer, TrainerState
 
 from toolkit.artifacts import proof_file
 from toolkit.artifacts.base_identity import base_identity
-from toolkit.artifacts.manifest import StageResult
+from toolkit.artifacts.manifest import PROOF, StageResult
 from toolkit.data.probe import changed_words, probe_words
 from toolkit.errors import RecipeError, ToolkitError, TrainingError
 from toolkit.models import adapters, digests, proof
@@ -120,7 +120,11 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
 def note_start(trainer: Any) -> None:
     """Note the weights that training starts from, so that `save` can tell which of them moved."""
     trainer.started_from = None
-    if is_first_process() and not is_sharded(trainer):
+    if not is_first_process():
+        return
+    # what an earlier run in this folder was proved to be
+    (Path(trainer.args.output_dir) / PROOF).unlink(missing_ok=True)
+    if not is_sharded(trainer):
         adapters_trained = ["default", *([VALUE] if proof.has_critic(trainer.model) else [])]
         trainer.started_from = digests.start_of(trainer.model, adapters_trained)
 

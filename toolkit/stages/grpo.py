@@ -66,7 +66,7 @@ class Prompts:
 
     def rows_again(self, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
         """The first prompts as they were asked, and as a tokenizer makes them."""
-        rows = list(first_rows(self.rows.train))
+        rows: list[Any] = list(first_rows(self.rows.train))
         return [self.ids_of(row) for row in rows], [self.ids_of(row, tokenizer) for row in rows]
 
     def origin(self, recipe: StageRecipe) -> dict[str, Any]:

@@ -65,10 +65,8 @@ class Preferences:
                 made = tokenize_pairs(rows, tokenizer, max_length=recipe["max_length"]).dataset
             except DataError:  # none of these few rows makes a pair
                 return [], []
-            trained = self.train.select(range(len(made)))
-            return [[*whole_ids(pair), *pair["rejected_ids"]] for pair in trained], [
-                [*whole_ids(pair), *pair["rejected_ids"]] for pair in made
-            ]
+            trained: list[Any] = list(self.train.select(range(len(made))))
+            return [all_ids(pair) for pair in trained], [all_ids(pair) for pair in list[Any](made)]
 
         return again
 
@@ -104,6 +102,11 @@ def token_counts(pairs: Dataset, column: str) -> np.ndarray:
 def whole_ids(pair: Mapping[str, Any]) -> list[int]:
     """The prompt and its chosen answer."""
     return [*pair["prompt_ids"], *pair["chosen_ids"]]
+
+
+def all_ids(pair: Mapping[str, Any]) -> list[int]:
+    """The prompt and both answers."""
+    return [*whole_ids(pair), *pair["rejected_ids"]]
 
 
 def check_room(data: Preferences, model: PreTrainedModel) -> None:
