@@ -91,6 +91,7 @@ def overview() -> str:
         "                            is every key, type and range right?",
         "  toolkit inspect RECIPE [--rows N] [--json]",
         "                            what exactly is trained: the tokens, coloured",
+        "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit env               versions and devices, for a bug report",
         "",
         "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
@@ -212,6 +213,23 @@ def init(words: list[str]) -> int:
     return 0
 
 
+def verify(words: list[str]) -> int:
+    """`toolkit verify DIR`."""
+    arguments = parser("verify", "toolkit verify DIR", "Repeat the proof of what was trained.")
+    arguments.add_argument("directory", metavar="DIR")
+    parsed = arguments.parse_args(words)
+    from toolkit.verification import verify as proofs
+
+    found: list[proofs.Finding] = []
+    for finding in proofs.verify(parsed.directory):
+        if not found or found[-1].directory != finding.directory:
+            print(finding.directory)
+        print(finding.line(), flush=True)
+        found.append(finding)
+    proofs.check_all_passed(found)
+    return 0
+
+
 def env(words: list[str]) -> int:
     """`toolkit env`."""
     parser("env", "toolkit env", "Versions and devices.").parse_args(words)
@@ -222,4 +240,6 @@ def env(words: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "check": check, "inspect": inspect, "init": init, "env": env}
+COMMANDS = {
+    "run": run, "check": check, "inspect": inspect, "init": init, "verify": verify, "env": env
+}  # fmt: skip

@@ -11,7 +11,7 @@ from tests import tiny
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters, chatml
 from toolkit.models.load import load, load_base, load_tokenizer
-from toolkit.models.proof import log_probabilities, prove
+from toolkit.models.proof import Expected, log_probabilities, prove
 from toolkit.recipe import recipe_from_keywords
 
 PROBE = [[5, 6, 7, 8, 257, 9], [10, 258, 11, 12]]
@@ -55,7 +55,7 @@ def test_only_the_adapter_and_the_new_rows_are_trained(head, tiny_base, untied_b
 @pytest.mark.parametrize("head", ["tied", "untied"])
 def test_a_saved_adapter_gives_the_same_numbers(head, tiny_base, untied_base, tmp_path):
     expected = saved(tiny_base if head == "tied" else untied_base, tmp_path)
-    proof = prove(tmp_path, PROBE, expected, device=torch.device("cpu"))
+    proof = prove(tmp_path, Expected(PROBE, expected), device=torch.device("cpu"))
     assert proof["verified"] == "fresh_load"
     assert proof["largest_difference"] < 1e-5
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -77,7 +77,7 @@ def test_a_damaged_adapter_is_noticed(fault, untied_base, tmp_path):
         pytest.warns(UserWarning, match="missing") if fault == "dropped" else _nothing(),
         pytest.raises(TrainingError, match=key if fault == "nan" else "does not give the numbers"),
     ):
-        prove(tmp_path, PROBE, expected, device=torch.device("cpu"))
+        prove(tmp_path, Expected(PROBE, expected), device=torch.device("cpu"))
 
 
 class _nothing:
@@ -232,7 +232,7 @@ def test_tokens_that_came_later_are_trained_too(head, first, tiny_base, untied_b
     adapters.save_beside(model, words, tmp_path / "copy")
     probe = [[*PROBE[0], *change.added]]
     expected = log_probabilities(model, probe)
-    proof = prove(tmp_path / "copy", probe, expected, device=torch.device("cpu"))
+    proof = prove(tmp_path / "copy", Expected(probe, expected), device=torch.device("cpu"))
     assert proof["largest_difference"] == 0
 
 
@@ -297,9 +297,9 @@ def test_a_resident_proof_reads_the_files_and_leaves_no_trace(
     device = torch.device("cpu")
     if damaged:
         with pytest.raises(TrainingError, match="does not give the numbers"):
-            prove(tmp_path, PROBE, expected, device=device, resident=model)
+            prove(tmp_path, Expected(PROBE, expected), device=device, resident=model)
     else:
-        proof = prove(tmp_path, PROBE, expected, device=device, resident=model)
+        proof = prove(tmp_path, Expected(PROBE, expected), device=device, resident=model)
         assert proof["verified"] == "resident_base"
     assert model.training
     assert list(model.peft_config) == model.active_adapters == ["default"]

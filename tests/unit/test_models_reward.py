@@ -13,7 +13,7 @@ from tests.unit.test_models_adapters import saved as saved_causal
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters, chatml, reward
 from toolkit.models.load import base_arguments, load, load_tokenizer
-from toolkit.models.proof import prove
+from toolkit.models.proof import Expected, prove
 from toolkit.recipe import recipe_from_keywords
 
 SEQUENCES = [[5, 6, 7, 8, 9], [10, 11], [12] * 9, [257, 14, 258, 15], [5, 6, 7, 8, 0]]
@@ -88,7 +88,7 @@ def test_a_new_head_makes_every_pair_a_tie(tiny_base):
 @pytest.mark.parametrize("head", ["tied", "untied"])
 def test_what_is_saved_gives_the_same_scores(head, tiny_base, untied_base, tmp_path):
     expected = saved(tiny_base if head == "tied" else untied_base, tmp_path)
-    found = prove(tmp_path, SEQUENCES, expected, device=CPU, check=reward.SCORES)
+    found = prove(tmp_path, Expected(SEQUENCES, expected), device=CPU, check=reward.SCORES)
     assert found["verified"] == "fresh_load"
     assert found["largest_difference"] < 1e-5
     assert float(numbers(expected).std()) > 0.1
@@ -142,7 +142,7 @@ def test_a_damaged_head_is_noticed(fault, tiny_base, tmp_path):
         "dropped": (RecipeError, "no score head"),
     }[fault]
     with pytest.raises(error, match=words):
-        prove(tmp_path, SEQUENCES, expected, device=CPU, check=reward.SCORES)
+        prove(tmp_path, Expected(SEQUENCES, expected), device=CPU, check=reward.SCORES)
 
 
 def test_neither_padding_nor_neighbours_change_a_score(tiny_base):
@@ -190,7 +190,7 @@ def test_scores_are_float32_over_a_bfloat16_base(tmp_path):
         score = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits
     assert score.dtype == torch.float32
     expected = reward.probe_scores(model, SEQUENCES)
-    found = prove(tmp_path / "out", SEQUENCES, expected, device=CPU, check=reward.SCORES)
+    found = prove(tmp_path / "out", Expected(SEQUENCES, expected), device=CPU, check=reward.SCORES)
     assert found["largest_difference"] < 1e-5
 
 
@@ -203,7 +203,7 @@ def test_the_head_of_a_four_bit_base_is_whole(tmp_path):
     adapters.save_beside(model, words, tmp_path / "out")
     expected = reward.probe_scores(model, SEQUENCES)
     found = prove(
-        tmp_path / "out", SEQUENCES, expected, device=CPU, check=reward.SCORES,
+        tmp_path / "out", Expected(SEQUENCES, expected), device=CPU, check=reward.SCORES,
         **base_arguments(recipe(base, **keys)),
     )  # fmt: skip
     assert found["largest_difference"] < 1e-5
@@ -248,7 +248,7 @@ def test_a_reward_adapter_is_continued_with_its_head(tiny_base, tmp_path):
     adapters.save_beside(model, words, tmp_path / "two")
     config = json.loads((tmp_path / "two" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["score"], "PEFT adds to the list with every load"
-    prove(tmp_path / "two", SEQUENCES, expected, device=CPU, check=reward.SCORES)
+    prove(tmp_path / "two", Expected(SEQUENCES, expected), device=CPU, check=reward.SCORES)
 
 
 def test_tokens_that_come_later_are_trained_with_the_copy(tiny_base, tmp_path):
@@ -277,7 +277,9 @@ def test_a_whole_reward_model_is_loaded_too(tiny_base, tmp_path):
     moved(model).save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
     expected = reward.probe_scores(model, SEQUENCES)
-    found = prove(tmp_path, SEQUENCES, expected, device=CPU, check=reward.SCORES, dtype="auto")
+    found = prove(
+        tmp_path, Expected(SEQUENCES, expected), device=CPU, check=reward.SCORES, dtype="auto"
+    )
     assert found["largest_difference"] < 1e-5
     again = reward.load_reward_base(recipe(tmp_path))
     assert torch.equal(numbers(reward.probe_scores(again, SEQUENCES)), numbers(expected))

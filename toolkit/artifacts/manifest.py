@@ -18,6 +18,7 @@ from toolkit.recipe import StageRecipe
 
 MANIFEST = "stage.json"
 STARTED = "started.json"
+PROOF = "proof.json"
 LIBRARIES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "bitsandbytes"
 )  # fmt: skip
@@ -79,8 +80,8 @@ def digest_of_files(root: Path, files: Iterable[Path]) -> str:
 
 
 def outputs_of(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file at the top of a stage's folder, except the run's log and recipe."""
-    skipped = {MANIFEST, STARTED, "log.jsonl", "recipe.yaml"}
+    """Size and SHA-256 of every file at the top of a stage's folder, except records of the run."""
+    skipped = {MANIFEST, STARTED, PROOF, "log.jsonl", "recipe.yaml"}
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(directory.iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.artifacts.manifest import (
     MANIFEST,
+    PROOF,
     STARTED,
     digest_of,
     read_json,
@@ -22,7 +23,7 @@ BESIDE_WEIGHTS = (
 )  # fmt: skip
 # What a training run writes beside a model, and no loader reads.
 RECORDS = {
-    MANIFEST, STARTED, "report.json", "trainer_state.json", "all_results.json",
+    MANIFEST, STARTED, PROOF, "report.json", "trainer_state.json", "all_results.json",
     "train_results.json", "eval_results.json", "training_args.bin", "optimizer.bin",
     "scheduler.bin",
 }  # fmt: skip

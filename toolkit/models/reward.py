@@ -147,7 +147,12 @@ def probe_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:
     return [torch.tensor(model.score([ids])) for ids in probe]
 
 
-SCORES = Check("scores", probe_scores, lambda name, **kwargs: load_reward_model(name, **kwargs)[0])
+SCORES = Check(
+    "scores",
+    probe_scores,
+    lambda name, **kwargs: load_reward_model(name, **kwargs)[0],
+    lambda model: model.model if isinstance(model, RewardModel) else model,
+)
 
 
 def load_reward_base(recipe: StageRecipe) -> PreTrainedModel:

@@ -75,7 +75,7 @@ def run(
         if "model" in objects:
             loan.trained = trainer.model
         train(trainer, recipe)
-        saved = save(trainer, ids_of=whole_ids)
+        saved = save(trainer, ids_of=whole_ids, rows_again=data.rows_again(recipe))
         if "model" not in objects:
             del trainer  # one base in memory at a time
             result = prove(saved, reload=base_arguments(recipe))

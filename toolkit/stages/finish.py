@@ -2,19 +2,25 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerState
 
-from toolkit.artifacts.manifest import StageResult
-from toolkit.errors import RecipeError, TrainingError
-from toolkit.models import adapters, proof
+from toolkit.artifacts import proof_file
+from toolkit.artifacts.base_identity import base_identity
+from toolkit.artifacts.manifest import PROOF, StageResult
+from toolkit.data.probe import changed_words, probe_words
+from toolkit.errors import RecipeError, ToolkitError, TrainingError
+from toolkit.models import adapters, digests, proof
+from toolkit.models.load import adapter_config, load_tokenizer
+from toolkit.models.saved_files import KEPT, check_finite
+from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
+from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.terminal import ProgressLine, note
 
@@ -25,23 +31,30 @@ RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # written la
 
 @dataclass
 class Saved:
-    """What was written, and the numbers that it must give when it is loaded again.
+    """What was written, and what it must give when it is loaded again.
 
     Attributes:
         directory: the stage's folder.
         metrics: what training and the held-out rows measured.
-        probe: token ids of a few sequences; empty where the model is sharded over devices.
-        expected: their log-probabilities, or other numbers, by the model in memory.
-        device: where those were computed.
+        expected: what the model in memory gave of a few sequences.
+        device: where that was computed.
         check: which numbers they are.
+        words: what the tokenizer in memory makes of a fixed text and chat.
+        rows_again: gives the ids of the first rows as they were trained, and as a tokenizer makes
+            them; None where the trainer makes them.
+        identity: what the base below an adapter is.
+        failure: what is known to be wrong before anything is loaded again.
     """
 
     directory: Path
     metrics: dict[str, Any]
-    probe: list[list[int]]
-    expected: list[Tensor]
+    expected: proof.Expected
     device: torch.device
     check: proof.Check = proof.LOG_PROBABILITIES
+    words: dict[str, Any] = field(default_factory=dict)
+    rows_again: RowsAgain | None = None
+    identity: dict[str, Any] | None = None
+    failure: str | None = None
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
@@ -70,6 +83,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
+    note_start(trainer)
     asked = recipe["resume_from_checkpoint"]
     if asked and not Path(asked).is_dir():
         raise RecipeError(
@@ -101,6 +115,23 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         progress.stop()
     if checkpoint:
         count_all(trainer, state_of(checkpoint).global_step)
+
+
+def note_start(trainer: Any) -> None:
+    """Note the weights that training starts from, so that `save` can tell which of them moved."""
+    trainer.started_from = None
+    if not is_first_process():
+        return
+    # what an earlier run in this folder was proved to be
+    (Path(trainer.args.output_dir) / PROOF).unlink(missing_ok=True)
+    if not is_sharded(trainer):
+        adapters_trained = ["default", *([VALUE] if proof.has_critic(trainer.model) else [])]
+        trainer.started_from = digests.start_of(trainer.model, adapters_trained)
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether no process holds the whole model."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def state_of(checkpoint: Path) -> TrainerState:
@@ -150,6 +181,7 @@ def save(
     *,
     check: proof.Check = proof.LOG_PROBABILITIES,
     ids_of: Callable[[Any], list[int]] = itemgetter("input_ids"),
+    rows_again: RowsAgain | None = None,
 ) -> Saved:
     """Write the artefact and note what it must give when it is loaded again.
 
@@ -157,12 +189,12 @@ def save(
         trainer: after training, with a tokenizer as its processing class; every process calls this.
         check: which numbers it must give.
         ids_of: a whole sequence of a training row.
+        rows_again: as of `Saved`.
     """
     directory = Path(str(trainer.args.output_dir))
     metrics = measured(trainer)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     probe: list[list[int]] = []
-    if not sharded:
+    if not is_sharded(trainer):
         rows = range(min(PROBE_SEQUENCES, len(trainer.train_dataset)))  # pyright: ignore
         probe = [ids_of(trainer.train_dataset[row])[:PROBE_TOKENS] for row in rows]  # pyright: ignore
     trainer.save_model(str(directory))
@@ -170,12 +202,49 @@ def save(
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     # TRL trains an adapter over a quantized base in bfloat16; PEFT loads it in float32
     adapters.as_float32(model)
-    expected = check.numbers(model, probe)
+    expected = proof.expect(model, probe, check) if probe else proof.Expected([], [])
+    saved = Saved(directory, metrics, expected, trainer.args.device, check, rows_again=rows_again)
     if trainer.is_world_process_zero():
         # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
         adapters.save_beside(trainer.model, trainer.processing_class, directory)
-    return Saved(directory, metrics, probe, expected, trainer.args.device, check)
+        saved.failure = what_went_wrong(trainer, model)
+        saved.words = probe_words(trainer.processing_class)  # pyright: ignore[reportArgumentType]
+        saved.identity = identity_below(directory)
+        remembered = {
+            "check": check.name,
+            "device": saved.device.type,
+            "words": saved.words,
+            "base_identity": saved.identity,
+        }
+        proof_file.write_proof(directory, remembered | expected.as_dict())
+    return saved
+
+
+def what_went_wrong(trainer: Any, model: Any) -> str | None:
+    """A base that changed, or an adapter that did not, in one line; None if all is well."""
+    start = getattr(trainer, "started_from", None)
+    if start is None:
+        return None
+    if (changed := digests.changed_base(start, model)) is not None:
+        return changed
+    if (still := digests.unmoved(start, model)) is None:
+        return None
+    steps = trainer.state.global_step
+    if not learning_rates(trainer, steps):
+        note(f"nothing was learnt: warmup kept the learning rate at 0 in all of {steps} step(s)")
+        return None
+    return (
+        f"{still} is to the bit what the stage started from, so nothing was learnt in {steps:,} "
+        "steps; look at grad_norm and the rewards in log.jsonl, and at learning_rate"
+    )
+
+
+def learning_rates(trainer: Any, steps: int) -> bool:
+    """Whether the schedule gave a learning rate above 0 in one of the steps; True if not known."""
+    schedule = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)
+    factors = getattr(schedule, "lr_lambdas", None)
+    return not factors or any(factor(step) > 0 for step in range(steps) for factor in factors)
 
 
 def measured(trainer: Trainer) -> dict[str, Any]:
@@ -202,26 +271,72 @@ def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) 
         resident: the model in memory, for that case.
 
     Raises:
-        TrainingError: if the numbers differ.
+        TrainingError: if it is not what was trained; the files stay, marked as unverified.
     """
     gc.collect()
     if not is_first_process():
         return StageResult(saved.directory, saved.metrics)
-    if not saved.probe:
-        proof.check_finite(saved.directory)
-        found: dict[str, Any] = {"verified": "finite", "reason": "the model is sharded"}
-    else:
-        found = proof.prove(
-            saved.directory,
-            saved.probe,
-            saved.expected,
-            resident=None if reload is not None else resident,
-            device=saved.device,
-            check=saved.check,
-            **(reload or {}),
+    try:
+        found = compared(saved, reload, resident)
+    except ToolkitError as error:
+        proof_file.mark_unverified(saved.directory, str(error))
+        raise
+    except torch.OutOfMemoryError as error:
+        said = (
+            f"{saved.directory}: the base does not fit into memory again, so what was saved could "
+            f"not be compared; free some and run toolkit verify {saved.directory}"
         )
-        note(
-            f"proved: loaded again from {saved.directory}, {saved.check.name} differ by at most "
-            f"{found['largest_difference']:.1g}"
-        )
-    return StageResult(saved.directory, saved.metrics, {"verification": found})
+        proof_file.mark_unverified(saved.directory, said)
+        raise TrainingError(said) from error
+    proof_file.mark_verified(saved.directory, found["verified"])
+    manifest = {"verification": found, "base_identity": saved.identity}
+    return StageResult(saved.directory, saved.metrics, manifest)
+
+
+def compared(saved: Saved, reload: dict[str, Any] | None, resident: Any) -> dict[str, Any]:
+    """What the proof found; arguments and errors as of `prove`."""
+    if saved.failure:
+        raise TrainingError(f"{saved.directory}: {saved.failure}{KEPT}")
+    check_words(saved)
+    if not saved.expected.probe:
+        check_finite(saved.directory)
+        return {"verified": "finite", "reason": "the model is sharded"}
+    found = proof.prove(
+        saved.directory,
+        saved.expected,
+        resident=None if reload is not None else resident,
+        device=saved.device,
+        check=saved.check,
+        **(reload or {}),
+    )
+    note(
+        f"proved: loaded again from {saved.directory}, {saved.check.name} differ by at most "
+        f"{found['largest_difference']:.1g}"
+    )
+    return found
+
+
+def check_words(saved: Saved) -> None:
+    """Refuse a saved tokenizer or chat template that makes other tokens than were trained.
+
+    Raises:
+        TrainingError: naming which.
+    """
+    tokenizer = load_tokenizer(saved.directory)
+    if changed := changed_words(saved.words, probe_words(tokenizer)):
+        raise TrainingError(f"{saved.directory}: {changed}, once it is loaded{KEPT}")
+    if saved.rows_again is not None:
+        trained, again = saved.rows_again(tokenizer)
+        for row, (before, now) in enumerate(zip(trained, again, strict=True)):
+            if before != now:
+                raise TrainingError(
+                    f"{saved.directory}: the saved chat template makes other tokens of sequence "
+                    f"{row + 1} than those that were trained{KEPT}"
+                )
+
+
+def identity_below(directory: Path) -> dict[str, Any] | None:
+    """What the base of a saved adapter is; None for a whole model, or a base that has no name."""
+    config = adapter_config(str(directory)) or {}
+    name = config.get("base_model_name_or_path")
+    return base_identity(str(name), config.get("revision")) if name else None

@@ -28,6 +28,7 @@ from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.prepared import (
     Examples,
     chat_tokenizer,
+    first_rows,
     starting_point,
     tell_trained,
     with_adapter,
@@ -55,10 +56,18 @@ class Prompts:
     change: chatml.TokenizerChange
     lengths: list[int]
 
-    def ids_of(self, row: Mapping[str, Any]) -> list[int]:
-        """The words of a prompt as tokens, for the proof."""
-        prompt = row["prompt"]
-        return self.tokenizer(prompt if isinstance(prompt, str) else str(prompt)).input_ids
+    def ids_of(self, row: Mapping[str, Any], tokenizer: Any = None) -> list[int]:
+        """A prompt as tokens, as it is asked, for the proof."""
+        tokenizer, prompt = tokenizer or self.tokenizer, row["prompt"]
+        if isinstance(prompt, str):
+            return tokenizer(prompt).input_ids
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    def rows_again(self, tokenizer: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """The first prompts as they were asked, and as a tokenizer makes them."""
+        rows: list[Any] = list(first_rows(self.rows.train))
+        return [self.ids_of(row) for row in rows], [self.ids_of(row, tokenizer) for row in rows]
 
     def origin(self, recipe: StageRecipe) -> dict[str, Any]:
         """Where base and prompts come from, for the manifest."""
@@ -98,7 +107,7 @@ def run_rollouts(
         if "model" in objects:
             loan.trained = trainer.model
         train(trainer, recipe)
-        saved = save(trainer, ids_of=data.ids_of)
+        saved = save(trainer, ids_of=data.ids_of, rows_again=data.rows_again)
         if "model" not in objects:
             del trainer  # one base in memory at a time
             result = prove(saved, reload=base_arguments(recipe))

@@ -43,7 +43,7 @@ def after_stage(stage: StageRecipe, folder: Path) -> None:
         [
             f"transformers serve {served}     # pip install 'toolkit[serve]'",
             f"transformers chat {served}      # in another terminal",
-            f'hf upload USER/NAME {place} --exclude "checkpoint-*" --private',
+            f'hf upload USER/NAME {place} --exclude "checkpoint-*" --exclude proof.json --private',
         ],
     )
 

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.data.pairs import Pairs, tokenize_pairs
 from toolkit.data.sources import Rows, load_rows
-from toolkit.errors import RecipeError
+from toolkit.errors import DataError, RecipeError
 from toolkit.models import chatml
 from toolkit.models.load import commit_of
 from toolkit.recipe import StageRecipe
-from toolkit.stages.prepared import Examples, chat_tokenizer, tell_trained
+from toolkit.stages.prepared import Examples, RowsAgain, chat_tokenizer, first_rows, tell_trained
 from toolkit.stages.terminal import note
 
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -56,6 +56,20 @@ class Preferences:
             "pairs": {split: asdict(found.report) for split, found in self.pairs.items()},
         }
 
+    def rows_again(self, recipe: StageRecipe) -> RowsAgain:
+        """Gives the first pairs as they were trained, and as a tokenizer makes them."""
+
+        def again(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:
+            rows = first_rows(self.rows.train)
+            try:
+                made = tokenize_pairs(rows, tokenizer, max_length=recipe["max_length"]).dataset
+            except DataError:  # none of these few rows makes a pair
+                return [], []
+            trained: list[Any] = list(self.train.select(range(len(made))))
+            return [all_ids(pair) for pair in trained], [all_ids(pair) for pair in list[Any](made)]
+
+        return again
+
 
 def prepare_pairs(
     recipe: StageRecipe,
@@ -88,6 +102,11 @@ def token_counts(pairs: Dataset, column: str) -> np.ndarray:
 def whole_ids(pair: Mapping[str, Any]) -> list[int]:
     """The prompt and its chosen answer."""
     return [*pair["prompt_ids"], *pair["chosen_ids"]]
+
+
+def all_ids(pair: Mapping[str, Any]) -> list[int]:
+    """The prompt and both answers."""
+    return [*whole_ids(pair), *pair["rejected_ids"]]
 
 
 def check_room(data: Preferences, model: PreTrainedModel) -> None:

@@ -1,7 +1,7 @@
 """What a stage trains on: the rows, the tokenizer they need, and their sequences."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from toolkit.data.chat import describe_template
 from toolkit.data.sequence_report import readable
 from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
-from toolkit.errors import RecipeError
+from toolkit.errors import DataError, RecipeError
 from toolkit.models import adapters, chatml
 from toolkit.models.load import commit_of, load_tokenizer, loading, remote_code
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
 
+PROVED_ROWS = 4  # one batch of them costs nothing, and shows a template that changed
+RowsAgain = Callable[[Any], tuple[list[list[int]], list[list[int]]]]
 Examples = Dataset | Sequence[Mapping[str, Any]]
 
 
@@ -54,6 +56,19 @@ class Prepared:
             "sequences": {split: asdict(found.report) for split, found in self.sequences.items()},
         }
 
+    def rows_again(self, recipe: StageRecipe) -> RowsAgain:
+        """Gives the first sequences as they were trained, and as a tokenizer makes them."""
+
+        def again(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:
+            rows = first_rows(self.rows.train)
+            try:
+                made = sequences_of(recipe, self.rows, rows, tokenizer).dataset
+            except DataError:  # none of these few rows has a trained token
+                return [], []
+            return self.sequences["train"].dataset[: len(made)]["input_ids"], made[:]["input_ids"]
+
+        return again
+
 
 def prepare(
     recipe: StageRecipe,
@@ -66,21 +81,37 @@ def prepare(
     rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
     tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
     sequences = {
-        split: tokenize(
-            data,
-            tokenizer,
-            format=rows.format,
-            max_length=recipe["max_length"],
-            completion_only_loss=recipe["completion_only_loss"],
-            assistant_only_loss=recipe["assistant_only_loss"],
-            dataset_text_field=recipe["dataset_text_field"],
-            num_proc=recipe["dataset_num_proc"],
-            truncation_mode=recipe["truncation_mode"],
-        )
+        split: sequences_of(recipe, rows, data, tokenizer, recipe["dataset_num_proc"])
         for split, data in (("train", rows.train), ("eval", rows.eval))
         if data is not None
     }
     return Prepared(rows, tokenizer, change, sequences)
+
+
+def sequences_of(
+    recipe: StageRecipe,
+    rows: Rows,
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    num_proc: int | None = None,
+) -> Sequences:
+    """The sequences of some of the rows, as the recipe says."""
+    return tokenize(
+        data,
+        tokenizer,
+        format=rows.format,
+        max_length=recipe["max_length"],
+        completion_only_loss=recipe["completion_only_loss"],
+        assistant_only_loss=recipe["assistant_only_loss"],
+        dataset_text_field=recipe["dataset_text_field"],
+        num_proc=num_proc,
+        truncation_mode=recipe["truncation_mode"],
+    )
+
+
+def first_rows(rows: Dataset) -> Dataset:
+    """The rows that the proof renders again."""
+    return rows.select(range(min(PROVED_ROWS, len(rows))))
 
 
 def chat_tokenizer(

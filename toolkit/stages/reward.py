@@ -45,7 +45,12 @@ def run(
         if model is not None:
             loan.trained = trainer.model
         train(trainer, recipe)
-        saved = save(trainer, check=reward.SCORES, ids_of=whole_ids)
+        saved = save(
+            trainer,
+            check=reward.SCORES,
+            ids_of=whole_ids,
+            rows_again=data.rows_again(recipe),
+        )
         saved.metrics |= report(trainer, data, output_dir)
         trained = trainer.model
         del trainer

@@ -1,0 +1,1 @@
+"""Whether an artefact is what was trained: `toolkit verify`."""
