@@ -91,6 +91,8 @@ def overview() -> str:
         "                            is every key, type and range right?",
         "  toolkit inspect RECIPE [--rows N] [--json]",
         "                            what exactly is trained: the tokens, coloured",
+        "  toolkit merge DIR --output OUT",
+        "                            an adapter inside its base, as one whole model",
         "  toolkit env               versions and devices, for a bug report",
         "",
         "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
@@ -212,6 +214,27 @@ def init(words: list[str]) -> int:
     return 0
 
 
+def merge(words: list[str]) -> int:
+    """`toolkit merge DIR --output OUT [--dtype float32] [--overwrite]`."""
+    usage = (
+        "toolkit merge DIR --output OUT [--dtype auto|bfloat16|float16|float32]\n"
+        "                     [--model_name_or_path BASE] [--max_shard_size 5GB] [--overwrite]"
+    )
+    arguments = parser("merge", usage, "Merge an adapter into its base, as one whole model.")
+    arguments.add_argument("directory")
+    arguments.add_argument("--output", required=True)
+    arguments.add_argument("--dtype", default="auto")
+    arguments.add_argument("--model_name_or_path")
+    arguments.add_argument("--max_shard_size", default="5GB")
+    arguments.add_argument("--overwrite", action="store_true")
+    parsed = vars(arguments.parse_args(words))
+    from toolkit.stages.merge import merge as merge_adapter
+
+    done = merge_adapter(parsed.pop("directory"), **parsed)
+    print(f"merged: {done.output_dir}")
+    return 0
+
+
 def env(words: list[str]) -> int:
     """`toolkit env`."""
     parser("env", "toolkit env", "Versions and devices.").parse_args(words)
@@ -222,4 +245,11 @@ def env(words: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "check": check, "inspect": inspect, "init": init, "env": env}
+COMMANDS = {
+    "run": run,
+    "check": check,
+    "inspect": inspect,
+    "init": init,
+    "merge": merge,
+    "env": env,
+}
