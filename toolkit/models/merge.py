@@ -24,11 +24,13 @@ from transformers import (
 
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models.heads import SCORE
-from toolkit.models.load import declared_dtype, loading
+from toolkit.models.load import declared_dtype, loading, stop_token_ids
+from toolkit.models.ollama import modelfile
 from toolkit.models.reward import without_report
 
 # of the largest logit, or of 1 where all are smaller; see `compare`
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+MODELFILE = "Modelfile"
 PROBE_TOKENS = 48
 PROBE_CHAT = [
     {"role": "user", "content": "What is 6 times 7, and why?"},
@@ -364,6 +366,10 @@ def save_merged(
         merged.generation_config = GenerationConfig.from_pretrained(adapter)
     merged.save_pretrained(folder, max_shard_size=max_shard_size)
     words.save_pretrained(str(folder))
+    if merged.can_generate() and words.chat_template is not None:
+        stops = [words.decode([token]) for token in stop_token_ids(merged, words)]
+        if (text := modelfile(words, stops)) is not None:
+            (folder / MODELFILE).write_text(text, encoding="utf-8")
 
 
 def load_merged(folder: Path) -> Any:
