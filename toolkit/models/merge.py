@@ -195,7 +195,8 @@ def said_here_instead() -> Iterator[None]:
     """Keep PEFT's warnings from the user: what they warn of is refused here, or dealt with."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")
-        warnings.filterwarnings("ignore", r"Model .*tie_word_embeddings")
+        warnings.filterwarnings("ignore", "Model .*tie_word_embeddings")
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
         yield
 
 
@@ -256,16 +257,30 @@ def probe(model: PeftModel, words: PreTrainedTokenizerBase) -> Probe:
         TrainingError: if the adapter changes nothing.
     """
     sequences = probe_ids(model, words)
-    logits = logits_of(model, sequences)
-    with model.disable_adapter():
-        without = logits_of(model, sequences)
-    effect = root_mean_square(logits, without)
+    effect = effect_of(model, sequences[0])
     if effect == 0:
         raise TrainingError(
             "the adapter changes no logit of its base: nothing is trained in it, and the merged "
             "model would be the base itself"
         )
-    return Probe(sequences, logits, effect)
+    return Probe(sequences, logits_of(model, sequences), effect)
+
+
+def effect_of(model: PeftModel, ids: list[int]) -> float:
+    """Root mean square of what an adapter changes in the logits of its base.
+
+    Without the tokens whose rows it trains, if LoRA is there too: to the base those are noise, so
+    anything would count as an effect.
+    """
+    rows = trained_rows(model) if any("lora_" in name for name in model.state_dict()) else set()
+    known = [[i for i in ids if i not in rows]]
+    some = logits_of(model, known)
+    with model.disable_adapter():
+        others = logits_of(model, known)
+    width = some[0].shape[-1]
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
+    kept = torch.tensor([i for i in range(width) if width != vocabulary or i not in rows])
+    return root_mean_square([some[0][:, kept]], [others[0][:, kept]])
 
 
 def root_mean_square(some: list[Tensor], others: list[Tensor]) -> float:
@@ -285,11 +300,7 @@ def merge_in(model: PeftModel, words: PreTrainedTokenizerBase) -> Any:
     untie_what_differs(model)
     with said_here_instead():
         merged: Any = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    head = merged.get_output_embeddings()
     config = merged.config.get_text_config()
-    if head is not None and head.weight is not merged.get_input_embeddings().weight:
-        for each in (merged.config, config):
-            each.tie_word_embeddings = False
     if config.pad_token_id is None and words.pad_token_id is not None:
         config.pad_token_id = words.pad_token_id
     check_finite("the merged model", merged.state_dict())
