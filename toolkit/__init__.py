@@ -26,12 +26,13 @@ _HOMES = {
     "run": "toolkit.pipeline",
     "build": "toolkit.pipeline",
     "load": "toolkit.models.load",
+    "merge": "toolkit.stages.merge",
     "ToolkitError": "toolkit.errors",
 }
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
-    "ToolkitError", "__version__", "build", "dpo", "evaluate", "grpo", "load", "ppo", "pretrain",
-    "rank", "reward", "run", "sft",
+    "ToolkitError", "__version__", "build", "dpo", "evaluate", "grpo", "load", "merge", "ppo",
+    "pretrain", "rank", "reward", "run", "sft",
 ]  # fmt: skip
 
 

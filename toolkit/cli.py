@@ -92,6 +92,8 @@ def overview() -> str:
         "  toolkit inspect RECIPE [--rows N] [--json]",
         "                            what exactly is trained: the tokens, coloured",
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
+        "  toolkit merge DIR --output OUT",
+        "                            an adapter inside its base, as one whole model",
         "  toolkit env               versions and devices, for a bug report",
         "",
         "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
@@ -230,6 +232,27 @@ def verify(words: list[str]) -> int:
     return 0
 
 
+def merge(words: list[str]) -> int:
+    """`toolkit merge DIR --output OUT [--dtype float32] [--overwrite]`."""
+    usage = (
+        "toolkit merge DIR --output OUT [--dtype auto|bfloat16|float16|float32]\n"
+        "                     [--model_name_or_path BASE] [--max_shard_size 5GB] [--overwrite]"
+    )
+    arguments = parser("merge", usage, "Merge an adapter into its base, as one whole model.")
+    arguments.add_argument("directory")
+    arguments.add_argument("--output", required=True)
+    arguments.add_argument("--dtype", default="auto")
+    arguments.add_argument("--model_name_or_path")
+    arguments.add_argument("--max_shard_size", default="5GB")
+    arguments.add_argument("--overwrite", action="store_true")
+    parsed = vars(arguments.parse_args(words))
+    from toolkit.stages.merge import merge as merge_adapter
+
+    done = merge_adapter(parsed.pop("directory"), **parsed)
+    print(f"merged: {done.output_dir}")
+    return 0
+
+
 def env(words: list[str]) -> int:
     """`toolkit env`."""
     parser("env", "toolkit env", "Versions and devices.").parse_args(words)
@@ -241,5 +264,11 @@ def env(words: list[str]) -> int:
 
 
 COMMANDS = {
-    "run": run, "check": check, "inspect": inspect, "init": init, "verify": verify, "env": env
-}  # fmt: skip
+    "run": run,
+    "check": check,
+    "inspect": inspect,
+    "init": init,
+    "verify": verify,
+    "merge": merge,
+    "env": env,
+}

@@ -108,7 +108,7 @@ def test_run_then_inspect(recipe, capsys):
     assert {"row", "input_ids", "labels", "text", "spans"} <= rows[0].keys()
 
 
-def test_the_lines_in_python_can_be_pasted(recipe, tmp_path, capsys):
+def test_the_lines_that_are_printed_can_be_pasted(recipe, tmp_path, capsys):
     """What the end of a stage says is run as it stands, and gives the adapter's own answers."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -119,9 +119,11 @@ def test_the_lines_in_python_can_be_pasted(recipe, tmp_path, capsys):
     printed = capsys.readouterr().out
     _, _, after = printed.partition("   in Python")
     pasted = [line.strip() for line in after.split("   in a shell")[0].splitlines()[1:]]
-    assert len(pasted) == 4
+    assert len(pasted) == 2
     done = [sys.executable, "-c", "\n".join(pasted)]
     subprocess.run(done, check=True, cwd=ROOT, capture_output=True)
+    merge = next(line.split() for line in printed.splitlines() if "toolkit merge" in line)
+    assert cli.main(merge[1:]) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run-merged")
     model, _ = toolkit.load(tmp_path / "run")
     ids = torch.tensor([[5, 6, 7, 257, 258]])

@@ -33,6 +33,15 @@ def build(stage: Literal[{stages}], **keys: Any) -> Any: ...
 def load(
     directory: str | Path, *, dtype: str = ..., device: str | None = ...
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]: ...
+def merge(
+    directory: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    dtype: str = ...,
+    model_name_or_path: str | PathLike[str] | None = ...,
+    max_shard_size: str = ...,
+    overwrite: bool = ...,
+) -> StageResult: ...
 '''
 OBJECTS = {
     "model": "PreTrainedModel | None",

@@ -18,10 +18,10 @@ def after_stage(stage: StageRecipe, folder: Path) -> None:
         after_rank(stage, folder)
         return
     if stage.stage == "reward":
-        after_reward(folder)
+        after_reward(stage, folder)
         return
-    place, python = shlex.quote(str(folder)), ["import toolkit"]
-    python.append(f"model, tokenizer = toolkit.load({str(folder)!r})")
+    place = shlex.quote(str(folder))
+    python = ["import toolkit", f"model, tokenizer = toolkit.load({str(folder)!r})"]
     if stage.stage == "pretrain":
         lines("in Python", python)
         lines(
@@ -29,18 +29,15 @@ def after_stage(stage: StageRecipe, folder: Path) -> None:
             [f"toolkit sft --model_name_or_path {place} --dataset_name chats.jsonl"],
         )
         return
-    served = place
+    shell, served = [], place
     if stage["use_peft"]:
-        merged = folder.with_name(f"{folder.name}-merged")
-        served = shlex.quote(str(merged))
-        python += [
-            f"model.merge_and_unload().save_pretrained({str(merged)!r})",
-            f"tokenizer.save_pretrained({str(merged)!r})",
-        ]
-    lines("in Python, to load it and to merge it into its base", python)
+        served = shlex.quote(str(folder.with_name(f"{folder.name}-merged")))
+        shell.append(f"toolkit merge {place} --output {served}")
+    lines("in Python", python)
     lines(
-        "in a shell, then",
+        "in a shell",
         [
+            *shell,
             f"transformers serve {served}     # pip install 'toolkit[serve]'",
             f"transformers chat {served}      # in another terminal",
             f'hf upload USER/NAME {place} --exclude "checkpoint-*" --exclude proof.json --private',
@@ -59,7 +56,7 @@ def after_rank(stage: StageRecipe, folder: Path) -> None:
     lines("in a shell, for a reward model of these ranks", [" ".join(words)])
 
 
-def after_reward(folder: Path) -> None:
+def after_reward(stage: StageRecipe, folder: Path) -> None:
     """Print how to score with a reward model, and how to train against it."""
     lines(
         "in Python, for the score of a prompt and its answer as token ids",
@@ -69,6 +66,12 @@ def after_reward(folder: Path) -> None:
             "model.score([[…]])",
         ],
     )
+    if stage["use_peft"]:
+        served = folder.with_name(f"{folder.name}-merged")
+        lines(
+            "in a shell, for a whole model that AutoModelForSequenceClassification loads",
+            [f"toolkit merge {shlex.quote(str(folder))} --output {shlex.quote(str(served))}"],
+        )
     lines(
         "in a recipe of stage grpo, ppo, rank or evaluate", [f'reward_funcs: ["adapter:{folder}"]']
     )
