@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tests.hub_stand_in import TOKEN, Fault, Hub, environment, running
 from toolkit import cli
 from toolkit.artifacts import hub as pushing
 from toolkit.artifacts import hub_commit
-from toolkit.errors import HubError, UsageError
+from toolkit.errors import HubError
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hf_" + "Zq7" * 12
@@ -30,6 +29,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """An empty Hub that this process takes for the Hub, with waits cut to a thousandth."""
     with running() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -224,24 +225,25 @@ def test_two_hundred_pushes_with_every_fifth_call_failing(hub, adapter, tmp_path
         change(adapter, chance)
         folder = tmp_path / f"sent-{number}"
         folder.mkdir()
+        hub.fault = lambda name: None
         files, _ = pushing.prepare(adapter, "org/thing", folder, private=True)
         whole.append({name: path.read_bytes() for name, path in files.items()})
+        job = {"repo": "org/thing", "files": files, "private": True, "revision": "main"}
         hub.fault = faulty
-        try:
-            done = pushing.push(adapter, "org/thing")
-        except HubError:
-            failed += 1
-            ended = sent(hub) if ("models", "org/thing") in hub.repositories else {}
-            assert ended in [{}, *whole]
-        else:
-            unchanged += not done.made
-            assert sent(hub) == whole[-1]
+        ended = hub_commit.carry_out({**job, "seconds": 600}, lambda line: None)
         hub.fault = lambda name: None
-        if number % 20 == 0 and pushing.push(adapter, "org/thing").commit:
+        there = sent(hub) if ("models", "org/thing") in hub.repositories else {}
+        if "error" in ended:
+            failed += 1
+            assert there in [{}, *whole]
+            continue
+        unchanged += not ended["made"]
+        assert there == whole[-1]
+        if number % 40 == 0:
             check_download(whole[-1], tmp_path / f"got-{number}")
-    print(failed, unchanged, sum(hub.calls.values()))
     assert failed < 10
     assert unchanged > 20
+    assert hub.calls["commit"] > 100
     for tree in hub["org/thing"].commits.values():
         content = {name: data for name, data in tree.items() if name != ".gitattributes"}
         assert content in [{}, *whole]
@@ -269,3 +271,57 @@ def check_download(expected: dict[str, bytes], place: Path) -> None:
         if file.is_file() and file.name != ".gitattributes"
     }
     assert found == expected
+
+
+def push_in_a_shell(hub: Hub | str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    variables = environment(hub, home / "cache") | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", "push", *words], env=os.environ | variables,
+        capture_output=True, text=True, check=False, cwd=home,
+    )  # fmt: skip
+
+
+def test_the_command_pushes_and_says_what(hub, adapter, tmp_path):
+    done = push_in_a_shell(hub, tmp_path, str(adapter), "org/thing")
+    assert done.returncode == 0, done.stderr
+    assert f"pushed: {hub.endpoint}/org/thing/commit/" in done.stdout
+    assert "50,000  adapter_model.safetensors" in done.stdout
+    assert sent(hub)["adapter_model.safetensors"] == (
+        adapter / "adapter_model.safetensors"
+    ).read_bytes()
+    hub.fault = lambda name: Fault(403) if name == "commit" else None
+    (adapter / "tokenizer.json").write_text('{"new": 1}')
+    done = push_in_a_shell(hub, tmp_path, str(adapter), "org/thing")
+    assert done.returncode == 6
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "your token may not write to org/thing (403)" in line
+
+
+def test_a_push_that_hangs_is_ended(hub, adapter, monkeypatch):
+    """Nothing that the pushing process does, or does not do, keeps it alive."""
+    monkeypatch.undo()
+    for name, value in environment(hub, adapter.parent / "cache").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pushing, "GRACE_S", 1)
+    job = {"repo": "org/thing", "files": {}, "private": True, "revision": "main", "seconds": 1}
+    hub.fault = lambda name: Fault(wait=60)
+    started = time.monotonic()
+    with pytest.raises(HubError, match="did not end within 1 s and was stopped|connection to"):
+        pushing.in_a_process(job)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{none}", "org/thing"], "no such folder"),
+        (["{empty}", "org/thing"], "expected an adapter or a model"),
+        (["{adapter}", "thing"], "expected NAMESPACE/NAME, such as your-name/sft"),
+        (["{adapter}", "org/th ing"], "org/th ing: "),
+    ],
+)
+def test_a_wrong_command_line_is_code_2(words, said, adapter, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    places = {"none": tmp_path / "none", "empty": tmp_path / "empty", "adapter": adapter}
+    assert cli.main(["push", *(word.format(**places) for word in words)]) == 2
+    assert said in capsys.readouterr().err

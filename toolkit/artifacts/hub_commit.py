@@ -55,6 +55,8 @@ class Push:
         deadline: when no more is begun, by `time.monotonic`.
         message: of the commit.
         tell: called with one line when something is tried again.
+        digests: of the files, once they were read.
+        seen: every head that was found, and its files.
     """
 
     api: HfApi
@@ -66,6 +68,7 @@ class Push:
     message: str = "Push of a trained model"
     tell: Callable[[str], None] = lambda line: None
     digests: dict[tuple[str, bool], str] = field(default_factory=dict)
+    seen: list[tuple[str, dict[str, RepoFile]]] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
         """Bring the branch to the files, with no commit where it holds them already.
@@ -80,12 +83,12 @@ class Push:
             Exception: what huggingface_hub raises, once trying again does not help.
         """
         is_private = self.open()
-        before, present = self.look()
-        removed = [path for path in present if self.is_stale(path)]
         self.again(self.commit)
         head, present = self.look()
         if differing := self.differing(present):
             raise HubError(f"{self.repo} holds other bytes than were sent in {differing[0]}")
+        before, there = self.seen[0]
+        removed = [path for path in there if self.is_stale(path)]
         about = {"commit": head, "made": head != before, "private": is_private}
         return about | {"removed": removed}
 
@@ -116,7 +119,8 @@ class Push:
             lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=head))
         )
         assert head is not None
-        return head, {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        self.seen.append((head, {each.path: each for each in tree if isinstance(each, RepoFile)}))
+        return self.seen[-1]
 
     def commit(self) -> None:
         """Look, and commit what differs from what is there; repeated, it sees its own commit."""

@@ -40,8 +40,10 @@ SECRETS = {
 }
 """Shapes of secrets: what one begins with, which is quickly found, and the whole of it."""
 OWN_SECRET = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
-ABSOLUTE = re.compile(r"(?<![\w.:/\\])(?:file://)?(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\]+[^\s/\\'\",;|<>]+){2,}")
-OF_INPUTS = re.compile(r"(base |weights of |data |from )(\S+)")  # keys of a manifest's inputs
+ABSOLUTE = re.compile(
+    r"(?<![\w./\\])(?:file://|(?!//))(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\]+[^\s/\\'\",;|<>]+){2,}"
+)
+PREFIXED = re.compile(r"(base |weights of |data |from |adapter:)(\S+)")  # as a manifest names them
 
 
 def allowed_files(folder: Path) -> dict[str, Path]:
@@ -153,7 +155,7 @@ def without_paths(value: Any, rename: Callable[[str], str]) -> Any:
     """
     if isinstance(value, Mapping):
         return {
-            public(str(key), rename): without_paths(item, rename)
+            public(str(key), rename, key=True): without_paths(item, rename)
             for key, item in value.items()
             if not (key in ("rows", "samples") and isinstance(item, list))
         }
@@ -162,12 +164,12 @@ def without_paths(value: Any, rename: Callable[[str], str]) -> Any:
     return public(value, rename) if isinstance(value, str) else value
 
 
-def public(text: str, rename: Callable[[str], str]) -> str:
-    """A text without local paths, as `rename` then has it."""
-    if is_local(text):
-        return last_part(text)
-    if found := OF_INPUTS.fullmatch(text):
+def public(text: str, rename: Callable[[str], str], *, key: bool = False) -> str:
+    """A text without local paths, as `rename` then has it; a metric's name is no path."""
+    if found := PREFIXED.fullmatch(text):
         return found[1] + public(found[2], rename)
+    if is_local(text) and not key:
+        return last_part(text)
     return rename(ABSOLUTE.sub(lambda found: last_part(found[0]), text))
 
 
