@@ -131,7 +131,9 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "file", "path": path, "size": len(content)}
     if is_large(path):
         oid = sha256(content)
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
+        pointer = (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
+        )
         found["lfs"] = {"oid": oid, "size": len(content), "pointerSize": len(pointer)}
         return found | {"oid": git_oid(pointer.encode())}
     return found | {"oid": git_oid(content)}
@@ -342,8 +344,14 @@ class Answers(BaseHTTPRequestHandler):
             first = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
             start = int(first[1]) if first else 0
             part = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-            headers = {"ETag": f'"{etag}"', "X_Repo_Commit": oid, **(linked if "lfs" in about else {})}
-            self.answer(206 if first else 200, content[start:], **headers, **(part if first else {}))
+            headers = {
+                "ETag": f'"{etag}"',
+                "X_Repo_Commit": oid,
+                **(linked if "lfs" in about else {}),
+            }
+            self.answer(
+                206 if first else 200, content[start:], **headers, **(part if first else {})
+            )
 
 
 class Server(ThreadingHTTPServer):

@@ -58,7 +58,10 @@ def grpo(tmp_path: Path) -> Path:
         "samples": 16,
     }  # fmt: skip
     (run / "exam").mkdir()
-    exam = {"stage": "evaluate", "recipe": {"tasks": [{"name": "sums", "dataset_name": "org/sums"}]}}
+    exam = {
+        "stage": "evaluate",
+        "recipe": {"tasks": [{"name": "sums", "dataset_name": "org/sums"}]},
+    }
     (run / "exam" / "stage.json").write_text(json.dumps(exam))
     found = [{"stage": "base", **row, "accuracy": 0.027}, {"stage": "grpo", **row}]
     (run / "exam" / "report.json").write_text(json.dumps({"exam": found}))
@@ -132,7 +135,9 @@ def test_a_reward_adapter_is_loaded_as_a_classifier(grpo):
     config = json.loads((grpo / "adapter_config.json").read_text())
     (grpo / "adapter_config.json").write_text(json.dumps(config | {"task_type": "SEQ_CLS"}))
     text = model_card(grpo, About("me/thing", LICENCES))
-    assert 'AutoPeftModelForSequenceClassification.from_pretrained("me/thing", num_labels=1)' in text
+    assert (
+        'AutoPeftModelForSequenceClassification.from_pretrained("me/thing", num_labels=1)' in text
+    )
     assert ModelCard(text).data.to_dict()["pipeline_tag"] == "text-classification"
 
 

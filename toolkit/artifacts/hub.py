@@ -296,7 +296,9 @@ def in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
         HubError: with its one sentence, or because it did not end.
     """
     root = Path(toolkit.__file__).parents[1]
-    code = f"import sys; sys.path.insert(0, {str(root)!r}); from toolkit.artifacts import hub_commit"
+    code = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); from toolkit.artifacts import hub_commit"
+    )
     seen = sys.stderr.isatty()
     try:
         done = subprocess.run(

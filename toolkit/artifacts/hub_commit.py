@@ -66,7 +66,7 @@ class Push:
     revision: str
     deadline: float
     message: str = "Push of a trained model"
-    tell: Callable[[str], None] = lambda line: None
+    tell: Callable[[str], Any] = lambda line: None
     digests: dict[tuple[str, bool], str] = field(default_factory=dict)
     seen: list[tuple[str, dict[str, RepoFile]]] = field(default_factory=list)
 
@@ -97,9 +97,7 @@ class Push:
         try:
             found = self.again(lambda: self.api.model_info(self.repo))
         except RepositoryNotFoundError:
-            self.again(
-                lambda: self.api.create_repo(self.repo, private=self.private, exist_ok=True)
-            )
+            self.again(lambda: self.api.create_repo(self.repo, private=self.private, exist_ok=True))
             found = self.again(lambda: self.api.model_info(self.repo))
         if self.private and not found.private:
             raise HubError(
@@ -169,7 +167,7 @@ class Push:
         return again(call, self.deadline, self.tell)
 
 
-def again(call: Callable[[], Found], deadline: float, tell: Callable[[str], None]) -> Found:
+def again(call: Callable[[], Found], deadline: float, tell: Callable[[str], Any]) -> Found:
     """Make a call, and again after what may pass: a limit, a server's error, a lost connection.
 
     Args:
@@ -241,7 +239,7 @@ def bounded_client(deadline: float) -> Any:
     return client
 
 
-def carry_out(job: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+def carry_out(job: Mapping[str, Any], tell: Callable[[str], Any]) -> dict[str, Any]:
     """Do a push that is described in plain data; gives how it ended, or `error`, one sentence."""
     deadline = time.monotonic() + job["seconds"]
     logging.set_verbosity_error()
@@ -260,9 +258,7 @@ def carry_out(job: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, 
 
 def main() -> int:
     """Read a push from standard input as JSON, do it, and write how it ended as JSON."""
-    ended = carry_out(
-        json.load(sys.stdin), lambda line: print(f"  {line}", file=sys.stderr, flush=True)
-    )
+    ended = carry_out(json.load(sys.stdin), lambda line: sys.stderr.write(f"  {line}\n"))
     json.dump(ended, sys.stdout)
     return 0
 
