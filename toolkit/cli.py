@@ -1,12 +1,16 @@
 """The command line: one short function per command, which parses, calls and prints."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
+import tempfile
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError, UsageError
@@ -94,6 +98,8 @@ def overview() -> str:
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit merge DIR --output OUT",
         "                            an adapter inside its base, as one whole model",
+        "  toolkit push DIR NAMESPACE/NAME [--merged] [--no-private] [--revision R] [--dry-run]",
+        "                            to the Hub: what was trained, its card, no secrets",
         "  toolkit env               versions and devices, for a bug report",
         "",
         "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
@@ -253,6 +259,50 @@ def merge(words: list[str]) -> int:
     return 0
 
 
+def push(words: list[str]) -> int:
+    """`toolkit push DIR REPO [--private --merged --revision R --dry-run --timeout SECONDS]`."""
+    usage = "toolkit push DIR NAMESPACE/NAME [--no-private] [--merged] [--revision R] [--dry-run]"
+    arguments = parser("push", usage, "Push what was trained to the Hub, with its card.")
+    arguments.add_argument("folder", metavar="DIR")
+    arguments.add_argument("repo", metavar="NAMESPACE/NAME")
+    arguments.add_argument("--private", action=argparse.BooleanOptionalAction, default=True)
+    arguments.add_argument("--merged", action="store_true", help="the adapter inside its base")
+    arguments.add_argument("--revision", help="the branch; made where there is none")
+    arguments.add_argument("--dry-run", action="store_true", help="show it, and change nothing")
+    arguments.add_argument("--timeout", type=seconds, dest="seconds", metavar="SECONDS")
+    parsed = arguments.parse_args(words)
+    from toolkit.artifacts import hub
+
+    with merged_copy(parsed.folder) if parsed.merged else nullcontext(parsed.folder) as folder:
+        done = hub.push(
+            folder, parsed.repo, private=parsed.private, revision=parsed.revision,
+            dry_run=parsed.dry_run, seconds=parsed.seconds, trained=parsed.folder,
+            tell=lambda line: print(f"  {line}", file=sys.stderr),
+        )  # fmt: skip
+    for name, size in done.files.items():
+        print(f"{size:>14,}  {name}")
+    for line in done.notes:
+        print(f"  {line}")
+    ended = "pushed" if done.made else "the Hub holds it already, so there is no new commit"
+    print(f"{'a dry run: nothing is pushed' if parsed.dry_run else ended}: {done.url}")
+    return 0
+
+
+@contextmanager
+def merged_copy(folder: str) -> Iterator[Path]:
+    """An adapter inside its base, in a folder that is there as long as the block."""
+    merging = importlib.import_module("toolkit.stages.merge")
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(merging.merge(folder, Path(scratch) / "merged").output_dir)
+
+
+def seconds(word: str) -> float:
+    """A length of time that is longer than nothing."""
+    if not word.replace(".", "", 1).isdecimal() or float(word) == 0:
+        raise argparse.ArgumentTypeError(f"expected seconds, found {word!r}")
+    return float(word)
+
+
 def env(words: list[str]) -> int:
     """`toolkit env`."""
     parser("env", "toolkit env", "Versions and devices.").parse_args(words)
@@ -270,5 +320,6 @@ COMMANDS = {
     "init": init,
     "verify": verify,
     "merge": merge,
+    "push": push,
     "env": env,
 }

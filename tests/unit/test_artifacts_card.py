@@ -1,0 +1,169 @@
+"""The model card: what a reader finds in it, and that the Hub's own rules accept it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from toolkit.artifacts.card import About, model_card
+from toolkit.artifacts.hub import hiding, names_in
+from toolkit.artifacts.lineage import lineage
+from toolkit.artifacts.outgoing import allowed_files
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+ENVIRONMENT = {"libraries": {"torch": "2.13.0", "trl": "1.16.0"}}
+
+
+def write_stage(run: Path, name: str, **about: Any) -> Path:
+    """A finished stage as its manifest tells of it."""
+    folder = run / name
+    folder.mkdir(parents=True)
+    recipe = {"stage": name, "name": name, "model_name_or_path": "org/base", **about.pop("recipe")}
+    manifest = {
+        "stage": name, "name": name, "recipe": recipe, "seed": 7, "seconds": 65.4, "device": "cuda",
+        "processes": 2, "peak_memory_bytes": 3 << 30, "environment": ENVIRONMENT, "outputs": {},
+        "base": {"name": "org/base", "commit": SHA}, "metrics": {"num_tokens": 12345.0, "steps": 40},
+        **about,
+    }  # fmt: skip
+    (folder / "stage.json").write_text(json.dumps(manifest))
+    config = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def grpo(tmp_path: Path) -> Path:
+    """The last stage of a run of SFT, GRPO and an exam."""
+    run = tmp_path / "runs" / "one"
+    rows = [{"dataset_name": "org/chats", "revision": SHA, "split": "train", "rows": 2160}]
+    sequences = {"train": {"mode": "the assistant's turns", "tokens": 900, "trained_tokens": 300}}
+    write_stage(
+        run, "sft", recipe={"dataset_name": "org/chats", "learning_rate": 0.003},
+        data=rows, sequences=sequences, inputs={},
+    )  # fmt: skip
+    problems = str(tmp_path / "problems.jsonl")
+    folder = write_stage(
+        run, "grpo", recipe={"dataset_name": problems, "start_from": "sft", "max_steps": 36},
+        data=[{"dataset_name": problems, "revision": None, "split": "train", "rows": 480}],
+        inputs={"from sft": "sha256:1"},
+        verification={"verified": "fresh_load", "sequences": 4, "tokens": 225,
+                      "largest_difference": 0.0, "tolerance": 1e-4},
+    )  # fmt: skip
+    row = {
+        "task": "sums", "accuracy": 0.8742, "low": 0.81, "high": 0.92, "greedy": 0.9, "n": 160,
+        "samples": 16,
+    }  # fmt: skip
+    (run / "exam").mkdir()
+    exam = {
+        "stage": "evaluate",
+        "recipe": {"tasks": [{"name": "sums", "dataset_name": "org/sums"}]},
+    }
+    (run / "exam" / "stage.json").write_text(json.dumps(exam))
+    found = [{"stage": "base", **row, "accuracy": 0.027}, {"stage": "grpo", **row}]
+    (run / "exam" / "report.json").write_text(json.dumps({"exam": found}))
+    recipe = {"output_dir": str(run), "stages": [{"stage": "sft"}, {"dataset_name": problems}]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+LICENCES = {"org/base": "apache-2.0", "org/chats": "cc-by-4.0", "org/sums": "mit"}
+
+
+def test_the_metadata_is_what_the_hub_indexes(grpo):
+    card = ModelCard(model_card(grpo, About("me/thing", LICENCES)))
+    data = card.data.to_dict()
+    assert data["base_model"] == "org/base"
+    assert data["library_name"] == "peft"
+    assert data["pipeline_tag"] == "text-generation"
+    assert data["license"] == "apache-2.0"
+    assert data["datasets"] == ["org/chats"]
+    assert {"lora", "sft", "grpo", "trl"} <= set(data["tags"])
+    assert card.data.eval_results is not None
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.metric_type, result.metric_value) == (
+        "org/sums", "accuracy", 0.8742,
+    )  # fmt: skip
+
+
+def test_a_reader_can_repeat_the_run(grpo):
+    text = model_card(grpo, About("me/thing", LICENCES))
+    for words in (
+        "A LoRA adapter of rank 8 for `org/base`: supervised fine-tuning, then GRPO.",
+        'AutoPeftModelForCausalLM.from_pretrained("me/thing")',
+        f"| sft (sft) | org/base at {SHA[:12]} | `org/chats` at `{SHA[:12]}`, train, 2,160 rows | "
+        "the assistant's turns (300 of 900 tokens of one epoch) | 12,345 | 40 | 65 | 2 × cuda | "
+        "3.0 GiB |",
+        "| grpo (grpo) | sft | `problems.jsonl`, train, 480 rows |",
+        "- **sft**: learning_rate 0.003 (seed 7; torch 2.13.0, trl 1.16.0)",
+        "- **grpo**: max_steps 36 (seed 7;",
+        "| base | sums | 2.7% |",
+        "| grpo | sums | 87.4% | 81.0% – 92.0% | 90.0% | 160 | 16 |",
+        "over 4 sequences of 225 tokens the numbers differ by 0 at most",
+        "| base | org/base | apache-2.0 |",
+        "| data | org/chats | cc-by-4.0 |",
+        "| data | problems.jsonl | not stated",
+        "dataset_name: problems.jsonl",
+        "It was trained to please a reward",
+    ):
+        assert words in text, words
+
+
+def test_no_local_path_and_no_private_name(grpo, tmp_path):
+    names = names_in(grpo, allowed_files(grpo))
+    assert set(names) == {("model", "org/base"), ("dataset", "org/chats")}
+    about = About("me/thing", {"org/base": "mit"}, hiding(["org/chats"]))
+    text = model_card(grpo, about)
+    assert str(tmp_path) not in text
+    assert "org/chats" not in text
+    assert "`(a private repository)` at" in text
+    assert "datasets" not in ModelCard(text).data.to_dict()
+
+
+def test_an_adapter_that_was_trained_elsewhere(grpo):
+    (grpo / "stage.json").unlink()
+    text = model_card(grpo, About("me/thing", {}))
+    assert "How it was trained is not recorded." in text
+    assert "base_model:" not in text
+    assert ModelCard(text).data.to_dict()["library_name"] == "peft"
+
+
+def test_a_reward_adapter_is_loaded_as_a_classifier(grpo):
+    config = json.loads((grpo / "adapter_config.json").read_text())
+    (grpo / "adapter_config.json").write_text(json.dumps(config | {"task_type": "SEQ_CLS"}))
+    text = model_card(grpo, About("me/thing", LICENCES))
+    assert (
+        'AutoPeftModelForSequenceClassification.from_pretrained("me/thing", num_labels=1)' in text
+    )
+    assert ModelCard(text).data.to_dict()["pipeline_tag"] == "text-classification"
+
+
+def test_a_merged_model_keeps_the_lineage_of_its_adapter(grpo, tmp_path):
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    (merged / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    text = model_card(merged, About("me/thing", LICENCES), trained=grpo)
+    data = ModelCard(text).data.to_dict()
+    assert (data["library_name"], data["base_model"]) == ("transformers", "org/base")
+    assert "A model trained from `org/base`: supervised fine-tuning, then GRPO." in text
+    assert 'AutoModelForCausalLM.from_pretrained("me/thing")' in text
+
+
+def test_a_base_that_is_a_folder_is_said_to_be_one(grpo):
+    config = json.loads((grpo / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "/home/me/my_base"
+    (grpo / "adapter_config.json").write_text(json.dumps(config))
+    text = model_card(grpo, About("me/thing", {}))
+    assert "The base was a folder, `my_base`, and is not part of this repository" in text
+    assert "base_model:" not in text
+    assert "/home/me" not in text
+
+
+def test_stages_that_name_one_another_end(grpo):
+    sft = grpo.parent / "sft" / "stage.json"
+    manifest = json.loads(sft.read_text())
+    sft.write_text(json.dumps(manifest | {"inputs": {"from grpo": "sha256:2"}}))
+    assert [stage["name"] for stage in lineage(grpo)] == ["sft", "grpo"]

@@ -1,0 +1,341 @@
+"""Push: a trained model to the Hub, with a card, without secrets, and within a time limit."""
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+import toolkit
+from toolkit.artifacts.card import About, base_of, model_card
+from toolkit.artifacts.hub_commit import again
+from toolkit.artifacts.hub_errors import sentence
+from toolkit.artifacts.lineage import lineage
+from toolkit.artifacts.manifest import MANIFEST, read_json, sha256_of, write_json
+from toolkit.artifacts.outgoing import (
+    CARD,
+    SETTINGS,
+    allowed_files,
+    check_finished,
+    check_paths,
+    check_secrets,
+    is_local,
+    left_out,
+    without_paths,
+)
+from toolkit.errors import HubError, ToolkitError, UsageError
+
+SECONDS = 600  # for what does not grow with the files
+BYTES_PER_SECOND = 1 << 20  # the slowest upload that is waited for
+GRACE_S = 15  # between the last call that the pushing process begins and its end
+ASKED_FOR_S = 20
+MERGED = "merge.json"
+WITHHELD = "(a private repository)"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """How a push ended.
+
+    Attributes:
+        repo: the repository's id.
+        files: what it holds now of the model, and of how many bytes.
+        url: its page at the commit; of the repository where nothing was sent.
+        commit: the head of the branch; None after a dry run.
+        made: whether that commit is new; False where the Hub held the same bytes already.
+        notes: what a person should know: what stays here, what is withheld, what was removed.
+    """
+
+    repo: str
+    files: dict[str, int]
+    url: str
+    commit: str | None = None
+    made: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    dry_run: bool = False,
+    seconds: float | None = None,
+    trained: str | Path | None = None,
+    share_samples: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Pushed:
+    """Push an adapter or a model, or say what would be pushed.
+
+    Args:
+        folder: where it is.
+        repo: NAMESPACE/NAME; created where it is not there.
+        private: refuse to write to a public repository; a new one is private.
+        revision: the branch, created from `main` where there is none.
+        dry_run: change nothing on the Hub.
+        seconds: the time limit; by default ten minutes and one second for each MiB.
+        trained: the stage's folder, where `folder` is a merged copy of what it trained.
+        share_samples: name private repositories as they are called.
+        tell: called with one line while something is tried again.
+
+    Raises:
+        UsageError: if the folder holds no model, or the id is none.
+        HubError: if anything goes wrong; the message says where the model is and how to repeat.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(f"{repo}: {error}") from error
+    if repo.count("/") != 1:
+        raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
+    with (
+        _safe_at(folder, repo, private=private, revision=revision),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        files, notes = prepare(
+            folder, repo, Path(scratch), private=private, trained=trained,
+            share_samples=share_samples, tell=tell,
+        )  # fmt: skip
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        page = f"{constants.ENDPOINT}/{repo}"
+        if dry_run:
+            return Pushed(repo, sizes, page, notes=notes)
+        limit = seconds or SECONDS + sum(sizes.values()) / BYTES_PER_SECOND
+        ended = in_a_process(
+            {
+                "repo": repo, "files": {name: str(path) for name, path in files.items()},
+                "private": private, "revision": revision or "main", "seconds": limit,
+            }
+        )  # fmt: skip
+    if ended["removed"]:
+        notes.append(f"removed what an earlier push left: {', '.join(ended['removed'])}")
+    if ended["private"] and not private:
+        notes.append(f"{repo} was private already, and stays so")
+    commit = ended["commit"]
+    return Pushed(repo, sizes, f"{page}/commit/{commit}", commit, ended["made"], notes)
+
+
+def prepare(
+    folder: Path,
+    repo: str,
+    scratch: Path,
+    *,
+    private: bool,
+    trained: str | Path | None = None,
+    share_samples: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[str, Path], list[str]]:
+    """The files of a push: those of the folder, and those that are written anew for it.
+
+    Args:
+        folder: where the model is.
+        repo: where it goes.
+        scratch: where the card, the manifest and settings without local paths are written.
+        private: whether the repository is private.
+        trained: as of `push`.
+        share_samples: as of `push`.
+        tell: as of `push`.
+
+    Returns:
+        The files by their path in the repository, and notes for the user.
+
+    Raises:
+        UsageError: if the folder holds no model.
+        HubError: if a file holds a secret or a local path, or is not what the stage has proved.
+    """
+    files = allowed_files(folder)
+    origin = Path(trained).expanduser() if trained is not None else folder
+    manifest = check_finished(origin, allowed_files(origin))
+    if origin != folder:
+        manifest["merged"] = read_json(folder / MERGED) or {}
+    stays = left_out(folder, files)
+    notes = [f"stays here: {', '.join(stays)}"] if stays else []
+    licences, hidden = ask_about(names_in(origin, files), tell)
+    rename = (lambda text: text) if share_samples else hiding(hidden)
+    base = base_of(origin, read_json(folder / "adapter_config.json") or {})
+    if base in hidden and not private and "adapter_config.json" in files:
+        raise HubError(
+            f"the base {base} is private, and {repo} would be public: nobody could load the adapter, "
+            "and its name would be told; push without --no-private"
+        )
+    if hidden and not share_samples:
+        notes.append(f"not named in the card, for it cannot be seen by all: {', '.join(hidden)}")
+    if is_local(base) and "adapter_config.json" in files:
+        notes.append(f"the base {base} is a folder here; others must bring their own copy of it")
+    for name in [name for name in files if name.split("/")[-1] in SETTINGS]:
+        keep = (lambda text: text) if name.endswith("adapter_config.json") else rename
+        files[name] = cleaned(files[name], scratch / name, keep)
+    card = scratch / CARD
+    card.write_text(
+        model_card(folder, About(repo, licences, rename), trained=origin), encoding="utf-8"
+    )
+    files[CARD] = card
+    if manifest:
+        files[MANIFEST] = recorded(manifest, files, scratch / MANIFEST, rename)
+    check_secrets(files)
+    check_paths(files, folder)
+    return dict(sorted(files.items())), notes
+
+
+def cleaned(source: Path, target: Path, rename: Callable[[str], str]) -> Path:
+    """A JSON file without local paths: the file itself, byte for byte, where it has none."""
+    found = read_json(source)
+    clean = without_paths(found, rename)
+    if found is None or clean == found:
+        return source
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, clean)
+    return target
+
+
+def recorded(
+    manifest: Mapping[str, Any],
+    files: Mapping[str, Path],
+    target: Path,
+    rename: Callable[[str], str],
+) -> Path:
+    """The stage's manifest as others may read it, which names the files as they are pushed."""
+    outputs = {
+        name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for name, path in files.items()
+        if "/" not in name
+    }
+    write_json(target, without_paths({**manifest, "outputs": outputs}, rename))
+    return target
+
+
+def names_in(folder: Path, files: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Every model and data set of the Hub that a lineage names: ("model" or "dataset", id)."""
+    stages = lineage(folder)
+    own = {str(stage.get("name")) for stage in stages}
+    found: list[tuple[str, Any]] = []
+    if "adapter_config.json" in files:
+        found.append(("model", base_of(folder, read_json(files["adapter_config.json"]) or {})))
+    for stage in stages:
+        recipe = stage.get("recipe", {})
+        found.append(("model", (stage.get("base") or {}).get("name")))
+        judges = [str(each).removeprefix("adapter:") for each in recipe.get("reward_funcs") or ()
+                  if str(each).startswith("adapter:")]  # fmt: skip
+        models = [recipe.get("model_name_or_path"), recipe.get("start_from"), *judges]
+        found += [("model", name) for name in [*models, recipe.get("value_start_from")]]
+        found += [("dataset", entry.get("dataset_name")) for entry in stage.get("data") or ()]
+        found += [("dataset", recipe.get("dataset_name"))]
+        found += [("dataset", task.get("dataset_name")) for task in recipe.get("tasks") or ()]
+    return [
+        (kind, name)
+        for kind, name in dict.fromkeys(found)
+        if isinstance(name, str) and name and name not in own and not is_local(name) and is_id(name)
+    ]
+
+
+def is_id(name: str) -> bool:
+    """Whether the Hub could have something of this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).expanduser().exists()
+
+
+def ask_about(
+    names: Sequence[tuple[str, str]], tell: Callable[[str], None]
+) -> tuple[dict[str, str], list[str]]:
+    """The licences of what anyone may see, and the names of what not everyone may.
+
+    Raises:
+        HubError: if the Hub cannot be asked: then nobody knows what is private.
+    """
+    licences: dict[str, str] = {}
+    hidden: list[str] = []
+    api, deadline = HfApi(), time.monotonic() + SECONDS
+    for kind, name in names:
+        ask = api.model_info if kind == "model" else api.dataset_info
+
+        def call(ask: Callable[..., Any] = ask, name: str = name) -> Any:
+            return ask(name, token=False, timeout=ASKED_FOR_S)
+
+        try:
+            found = again(call, deadline, tell)
+        except RepositoryNotFoundError:
+            hidden.append(name)
+        except Exception as error:
+            raise HubError(sentence(error, name)) from error
+        else:
+            licence = getattr(found.card_data, "license", None) or ""
+            licences[name] = licence if isinstance(licence, str) else ", ".join(licence)
+    return licences, hidden
+
+
+def hiding(names: Sequence[str]) -> Callable[[str], str]:
+    """Gives a text without the names of some repositories."""
+
+    def rename(text: str) -> str:
+        for name in names:
+            text = text.replace(name, WITHHELD)
+        return text
+
+    return rename
+
+
+def in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run `hub_commit` until it ends or its time is over.
+
+    Raises:
+        HubError: with its one sentence, or because it did not end.
+    """
+    root = Path(toolkit.__file__).parents[1]
+    code = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); from toolkit.artifacts import hub_commit"
+    )
+    seen = sys.stderr.isatty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", f"{code}; sys.exit(hub_commit.main())"],
+            input=json.dumps(job), text=True, check=False, stdout=subprocess.PIPE,
+            stderr=None if seen else subprocess.PIPE, timeout=job["seconds"] + GRACE_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise HubError(
+            f"the push did not end within {job['seconds']:.0f} s and was stopped; files that arrived "
+            "whole are not sent again; look at your connection, or give it longer with --timeout"
+        ) from error
+    try:
+        ended = json.loads(done.stdout)
+    except ValueError as error:
+        last = (done.stderr or "").strip().splitlines()[-1:] or [f"code {done.returncode}"]
+        raise HubError(f"the pushing process broke off ({last[0]})") from error
+    if "error" in ended:
+        raise HubError(ended["error"])
+    return ended
+
+
+@contextmanager
+def _safe_at(folder: Path, repo: str, *, private: bool, revision: str | None) -> Any:
+    """Say behind every failure that nothing is lost, and how to repeat."""
+    words = ["toolkit", "push", str(folder), repo]
+    words += [] if private else ["--no-private"]
+    words += ["--revision", revision] if revision else []
+    try:
+        yield
+    except HubError as error:
+        raise HubError(
+            f"{str(error).rstrip('.')}; your model is safe at {folder}; repeat with: {shlex.join(words)}"
+        ) from error
+    except ToolkitError:
+        raise
+    except OSError as error:
+        raise HubError(
+            f"{error}; your model is safe at {folder}; repeat with: {shlex.join(words)}"
+        ) from error
