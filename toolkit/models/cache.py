@@ -28,8 +28,8 @@ class RoomyLayer(DynamicLayer):
         self.values = self._append("value_room", self.values, value_states)
         return self.keys, self.values
 
-    def _append(self, name: str, held: Tensor, new: Tensor) -> Tensor:
-        if held.numel() == 0:
+    def _append(self, name: str, held: Tensor | None, new: Tensor) -> Tensor:
+        if held is None or held.numel() == 0:
             return new
         length = held.shape[-2]
         total = length + new.shape[-2]
