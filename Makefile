@@ -1,4 +1,4 @@
-# make demo   base, SFT, reward model, PPO and GRPO, exam: on this machine, in about five minutes
+# make demo   base, SFT, reward model, PPO and GRPO, exam: on this machine, in under six minutes
 # make test   lint, types and tests
 PYTHON ?= python3
 VENV ?= .venv

@@ -83,6 +83,26 @@ def test_every_held_out_pair_is_written_with_its_scores(tiny_base, tmp_path):
     assert result.metrics["eval_margin"] == pytest.approx(sum(margins) / 5, abs=1e-6)
 
 
+def test_an_answer_in_many_held_out_pairs_is_read_once(tiny_base, tmp_path):
+    trainer = trainer_of(
+        tiny_base, tmp_path, train_dataset=RANKED, eval_dataset=RANKED[1:2],
+        per_device_eval_batch_size=8,
+    )  # fmt: skip
+    read = []
+    for name, weight in trainer.model.named_parameters():
+        if "score" in name:  # it starts at zero, where all scores are equal
+            torch.nn.init.normal_(weight)
+    trainer.model.get_base_model().register_forward_pre_hook(
+        lambda model, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    trainer.evaluate()
+    pairs = [(pair["chosen"], pair["rejected"]) for pair in trainer.held_out]
+    assert len(pairs) == len(set(pairs)) == 3  # of three answers
+    assert [len(ids) for ids in read] == [3]
+    (best, middle), (again, worst), (other, last) = pairs
+    assert (best, middle, worst) == (again, other, last)
+
+
 def test_without_held_out_pairs_it_says_so(tiny_base, tmp_path, capsys):
     result = reward(tiny_base, tmp_path, max_steps=1)
     assert "no pair was held out" in capsys.readouterr().out

@@ -89,9 +89,12 @@ class WeightedRewardTrainer(BlankRows, RewardTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """TRL's loss of a batch, weighted; of what is held out, the scores are kept."""
-        outputs = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-        )
+        ids, mask, place = inputs["input_ids"], inputs["attention_mask"], None
+        if not model.training:
+            ids, mask, place = different_rows(ids, mask)
+        outputs = model(input_ids=ids, attention_mask=mask, use_cache=False)
+        if place is not None:
+            outputs.logits = outputs.logits[place]
         chosen, rejected = outputs.logits.squeeze(-1).float().chunk(2)
         weight = inputs["weight"]
         losses = weight * pair_losses(chosen, rejected, self.args.center_rewards_coefficient)
@@ -167,6 +170,21 @@ class WeightedRewardTrainer(BlankRows, RewardTrainer):
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{key}": measured[key] for key in measured})
         return output
+
+
+def different_rows(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of a batch that differ: an answer of a ranked list is in many of its pairs.
+
+    Args:
+        input_ids: token ids, of shape (B, T).
+        attention_mask: 1 where there is a token, of the same shape.
+
+    Returns:
+        The same of the U rows that differ, (U, T); and which of them each row is, (B,).
+    """
+    both = torch.stack([input_ids, attention_mask])
+    (ids, mask), place = both.unique(dim=1, return_inverse=True)
+    return ids, mask, place
 
 
 def pair_losses(chosen: Tensor, rejected: Tensor, centre: float | None) -> Tensor:
