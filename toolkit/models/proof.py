@@ -15,7 +15,7 @@ from toolkit.errors import TrainingError
 from toolkit.models.digests import digests, saved_tensors
 from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
 from toolkit.models.load import adapter_config, load_adapter
-from toolkit.models.saved_files import KEPT, check_file, check_finite, check_loaded
+from toolkit.models.saved_files import KEPT, check_file, check_files, check_loaded
 from toolkit.models.value import VALUE
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -185,7 +185,7 @@ def prove(
         TrainingError: if a saved tensor is not finite, missing or another, or the numbers differ; the
             files stay.
     """
-    check_finite(directory)
+    check_files(directory)
     check_file(directory, expected.tensors)
     with loaded_again(directory, resident, check, **kwargs) as (loaded, adapter):
         if getattr(loaded, "hf_device_map", None) is None:
@@ -224,7 +224,7 @@ def prove_values(directory: Path, loaded: Any, expected: Expected, allowed: floa
     assert expected.values is not None
     if adapter_config(str(directory)) is None:
         raise TrainingError(f"{directory}: the value adapter was trained and is missing{KEPT}")
-    check_finite(directory)
+    check_files(directory)
     check_file(directory, expected.value_tensors)
     again = f"{AGAIN}_{VALUE}"
     if not hasattr(loaded, "scalar_heads"):

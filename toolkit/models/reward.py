@@ -8,6 +8,7 @@ import logging
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftConfig,
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
-from toolkit.models.heads import head_of
+from toolkit.models.heads import HEAD, head_of
 from toolkit.models.load import (
     adapter_config,
     device_dtype,
@@ -34,8 +36,6 @@ from toolkit.models.load import (
 )
 from toolkit.models.proof import Check
 from toolkit.recipe import StageRecipe
-
-HEAD = "score"
 
 
 class RewardModel(nn.Module):
@@ -138,6 +138,12 @@ def load_reward_model(directory: str, **kwargs: Any) -> tuple[RewardModel, PreTr
             "name what stage reward has made"
         )
     return RewardModel(model, model.get_submodule(HEAD).weight).eval(), tokenizer
+
+
+def is_classifier(directory: Path) -> bool:
+    """Whether a whole model scores sequences, by its config.json."""
+    kinds = AutoConfig.from_pretrained(directory).architectures or [""]
+    return kinds[0].endswith("ForSequenceClassification")
 
 
 def probe_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from toolkit.data.probe import changed_words, probe_words
 from toolkit.errors import RecipeError, ToolkitError, TrainingError
 from toolkit.models import adapters, digests, proof
 from toolkit.models.load import adapter_config, load_tokenizer
-from toolkit.models.saved_files import KEPT, check_finite
+from toolkit.models.saved_files import KEPT, check_files
 from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
 from toolkit.stages.prepared import RowsAgain
@@ -299,7 +299,7 @@ def compared(saved: Saved, reload: dict[str, Any] | None, resident: Any) -> dict
         raise TrainingError(f"{saved.directory}: {saved.failure}{KEPT}")
     check_words(saved)
     if not saved.expected.probe:
-        check_finite(saved.directory)
+        check_files(saved.directory)
         return {"verified": "finite", "reason": "the model is sharded"}
     found = proof.prove(
         saved.directory,
