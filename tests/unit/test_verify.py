@@ -16,7 +16,7 @@ from toolkit import cli
 from toolkit.artifacts.proof_file import unverified
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters
-from toolkit.stages import finish
+from toolkit.stages import proved
 from toolkit.verification.artefact import artefact_in
 from toolkit.verification.loaded import reload_arguments
 from toolkit.verification.verify import verify
@@ -255,7 +255,7 @@ def test_a_stage_whose_proof_fails_keeps_its_files_and_marks_them(
 
     monkeypatch.setattr(adapters, "save_beside", save_beside)
     if fault == "tokens":
-        monkeypatch.setattr(finish, "changed_words", lambda *words: None)
+        monkeypatch.setattr(proved, "changed_words", lambda *words: None)
     with pytest.raises(TrainingError, match=said):
         toolkit.sft(
             model_name_or_path=str(tiny_base), dataset_name=str(chats), output_dir=str(tmp_path / "run"),
@@ -273,7 +273,7 @@ def test_a_base_that_does_not_fit_again_is_told_and_verified_later(
         raise torch.OutOfMemoryError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish.proof, "prove", no_room)
+        patch.setattr(proved.proof, "prove", no_room)
         with pytest.raises(TrainingError, match=r"does not fit into memory again.* toolkit verify"):
             toolkit.sft(
                 model_name_or_path=str(tiny_base), dataset_name=str(chats),

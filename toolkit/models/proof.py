@@ -100,7 +100,7 @@ class Expected:
     """What was in memory when an artefact was saved, and must be there again.
 
     Attributes:
-        probe: token ids, one list per sequence; empty where the model is sharded over devices.
+        probe: token ids, one list per sequence; empty where the model is sharded and was not asked.
         numbers: what the check gives of them.
         tensors: a digest of each saved tensor, by its key; empty where that is not known.
         values: what the critic gives of the probe, where one was saved in the folder `value`.
@@ -193,20 +193,32 @@ def prove(
         check_loaded(directory, saved_tensors(check.holder(loaded), adapter), expected.tensors)
         numbers = check.numbers(loaded, expected.probe)
         allowed = tolerance(loaded, elsewhere=elsewhere)
-        found = {
-            "verified": "fresh_load" if resident is None else "resident_base",
-            "sequences": len(expected.probe),
-            "tokens": sum(len(row) for row in expected.numbers),
-            "tensors": len(expected.tensors) + len(expected.value_tensors),
-            "largest_difference": compare(
-                directory, check.name, numbers, expected.numbers, allowed
-            ),
-            "tolerance": allowed,
-        }
+        difference = compare(directory, check.name, numbers, expected.numbers, allowed)
+        how = "fresh_load" if resident is None else "resident_base"
+        found = outcome(how, expected, difference, allowed) | {"device": device.type}
         if expected.values is not None:
             difference = prove_values(directory / VALUE, loaded, expected, allowed)
             found["largest_difference_of_values"] = difference
     return found
+
+
+def outcome(how: str, expected: Expected, difference: float, allowed: float) -> dict[str, Any]:
+    """What a proof found, for `stage.json`.
+
+    Args:
+        how: where the artefact from disk went, as `stage.json` calls it.
+        expected: what was compared.
+        difference: the largest between numbers.
+        allowed: the largest that is none.
+    """
+    return {
+        "verified": how,
+        "sequences": len(expected.probe),
+        "tokens": sum(len(row) for row in expected.numbers),
+        "tensors": len(expected.tensors) + len(expected.value_tensors),
+        "largest_difference": difference,
+        "tolerance": allowed,
+    }
 
 
 def prove_values(directory: Path, loaded: Any, expected: Expected, allowed: float) -> float:

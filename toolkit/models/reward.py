@@ -149,8 +149,22 @@ def is_classifier(directory: Path) -> bool:
 def probe_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:
     """The score of every probe sequence, computed alone; each of shape (1,)."""
     if not isinstance(model, RewardModel):
-        model = RewardModel(model, active_head(base_of(model)).weight)
+        head = active_head(base_of(model)).weight
+        if hasattr(head, "full_tensor"):
+            return sharded_scores(model, probe)
+        model = RewardModel(model, head)
     return [torch.tensor(model.score([ids])) for ids in probe]
+
+
+@torch.no_grad()
+def sharded_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:
+    """As `probe_scores`, by the forward pass of a model in training, which gathers its weights."""
+    was_training = model.training
+    model.eval()
+    rows = [torch.tensor([ids], device=model.device) for ids in probe]
+    found = [model(row, attention_mask=torch.ones_like(row)).logits[0].float() for row in rows]
+    model.train(was_training)
+    return [score.cpu() for score in found]
 
 
 SCORES = Check(
