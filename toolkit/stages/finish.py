@@ -24,7 +24,7 @@ from toolkit.stages.proved import Saved
 from toolkit.stages.terminal import ProgressLine, note
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
-PROBE_TOKENS = 128
+PROBE_TOKENS = 64
 RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # written last by the Trainer
 
 
