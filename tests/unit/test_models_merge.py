@@ -20,8 +20,9 @@ from tests.unit.test_models_adapters import PROBE, recipe, saved
 from tests.unit.test_models_reward import SEQUENCES
 from tests.unit.test_models_reward import saved as saved_reward
 from toolkit import cli
-from toolkit.artifacts.inputs import inputs_of
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.artifacts.base_identity import base_identity
+from toolkit.artifacts.proof_file import write_proof
+from toolkit.errors import HubError, RecipeError, TrainingError
 from toolkit.models import merge as merging
 from toolkit.models.reward import load_reward_model
 
@@ -32,8 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Model .*tie_word_embeddings:User
 def remember(base, directory, **keys):
     """Write what a stage records of its base."""
     stage = recipe(base, **keys)
-    found = {"recipe": stage.resolved(), "inputs": inputs_of(stage, {}, {})}
-    found["base"] = {"name": str(base), "commit": None}
+    found = {"recipe": stage.resolved(), "base_identity": base_identity(str(base))}
     (directory / "stage.json").write_text(json.dumps(found, default=str))
 
 
@@ -251,23 +251,43 @@ def test_a_merge_that_goes_wrong_leaves_nothing(trained, tmp_path, monkeypatch):
 def test_the_same_shapes_are_not_the_same_base(trained, tmp_path, capsys):
     base, adapter = trained
     other = tiny.save_base(tmp_path / "other", seed=7)
-    with pytest.raises(RecipeError, match=r"other are not those that .*sft was trained over"):
+    with pytest.raises(
+        RecipeError, match=r"other is not the base that .*sft was trained over: its weights differ"
+    ):
         toolkit.merge(adapter, tmp_path / "out", model_name_or_path=other)
     moved = shutil.copytree(base, tmp_path / "moved")
     toolkit.merge(adapter, tmp_path / "out", model_name_or_path=moved)
     assert_same_model(adapter, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(moved)
+    (moved / "model.safetensors").unlink()
+    (moved / "vocab.txt").write_text("beside")
+    model.save_pretrained(moved, max_shard_size="30KB")
+    toolkit.merge(adapter, tmp_path / "cut", model_name_or_path=moved)
     config = json.loads((moved / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = 500.0
     (moved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RecipeError, match="its settings or its tokenizer are not"):
+    with pytest.raises(RecipeError, match=r"moved is not the base .*: its config\.json differ"):
         toolkit.merge(adapter, tmp_path / "again", model_name_or_path=moved)
     wider = tiny.save_base(tmp_path / "wider", hidden_size=64)
     stranger = altered(adapter, tmp_path / "stranger", lambda _, tensor: tensor)
     (stranger / "stage.json").unlink()
     with pytest.raises(RecipeError, match=r"stranger does not fit the base .*wider"):
         toolkit.merge(stranger, tmp_path / "again", model_name_or_path=wider)
-    with pytest.raises(RecipeError, match=r"was trained over .*, not over NAMESPACE/NAME"):
+    with pytest.raises(HubError, match="NAMESPACE/NAME: not in the local cache"):
         toolkit.merge(adapter, tmp_path / "again", model_name_or_path="NAMESPACE/NAME")
+
+
+@pytest.mark.parametrize("of", ["policy", "critic"])
+def test_what_counts_as_unverified_is_not_merged(of, trained, tmp_path):
+    folder = altered(trained[1], tmp_path / "sft", lambda _, tensor: tensor)
+    write_proof(folder, {})
+    name = folder if of == "policy" else shutil.copytree(trained[1], folder / "value")
+    said = (
+        r"sft counts as unverified \(the proof was not finished\): see what `toolkit verify .*sft`"
+    )
+    with pytest.raises(TrainingError, match=said):
+        toolkit.merge(name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_in_the_output_folder_stays(trained, tmp_path):

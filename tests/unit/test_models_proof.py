@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
 from tests import tiny_ppo
@@ -14,7 +15,7 @@ from toolkit.errors import TrainingError
 from toolkit.models import adapters, digests
 from toolkit.models.heads import add_scalar_heads, save_scalar_adapter
 from toolkit.models.proof import LOG_PROBABILITIES, Expected, compare, expect, prove
-from toolkit.models.saved_files import ADAPTER_FILE, check_finite
+from toolkit.models.saved_files import check_files
 from toolkit.models.value import VALUE, add_value_adapter
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def with_critic(tiny_base, tmp_path):
 
 def change(directory, how):
     """Change a file of weights: `how` takes its tensors and gives those to write."""
-    path = directory / ADAPTER_FILE
+    path = directory / SAFETENSORS_WEIGHTS_NAME
     save_file(how(load_file(path)), path)
 
 
@@ -87,7 +88,7 @@ def test_a_digest_sees_shape_order_and_bytes_but_no_precision():
 def test_what_was_saved_is_proved_tensor_by_tensor(saved):
     directory, expected = saved
     found = prove(directory, expected, device=CPU)
-    assert found["tensors"] == len(load_file(directory / ADAPTER_FILE)) > 10
+    assert found["tensors"] == len(load_file(directory / SAFETENSORS_WEIGHTS_NAME)) > 10
     assert found["largest_difference"] < 1e-5
 
 
@@ -95,6 +96,7 @@ def test_what_was_saved_is_proved_tensor_by_tensor(saved):
     ("fault", "said"),
     [
         ("missing", "was trained and is missing"),
+        ("empty", "holds no numbers"),
         ("more", "tensor another was never trained"),
         ("one bit", "is not what was trained"),
     ],
@@ -108,6 +110,8 @@ def test_a_tensor_that_is_not_what_was_trained_is_named(fault, said, saved):
             return {name: tensor for name, tensor in tensors.items() if name != key}
         if fault == "more":
             return tensors | {"another": torch.ones(1)}
+        if fault == "empty":  # as a model leaves it whose weights other devices hold
+            return tensors | {key: tensors[key][:0]}
         tensors[key][0, 0] = torch.nextafter(tensors[key][0, 0], torch.tensor(9.0))
         return tensors
 
@@ -140,9 +144,9 @@ def test_a_nan_is_never_passed_over(tmp_path):
 
 def test_a_file_that_cannot_be_read_is_one_line(saved):
     directory, _ = saved
-    (directory / ADAPTER_FILE).write_bytes(b"half")
+    (directory / SAFETENSORS_WEIGHTS_NAME).write_bytes(b"half")
     with pytest.raises(TrainingError, match=r"adapter_model\.safetensors: cannot be read"):
-        check_finite(directory)
+        check_files(directory)
 
 
 def test_what_is_expected_survives_the_disk_to_the_bit(with_critic):
@@ -196,14 +200,19 @@ def test_a_resident_critic_leaves_no_trace(with_critic):
 def test_a_base_that_moved_and_an_adapter_that_did_not_are_named(with_critic):
     _, _, model = with_critic
     start = digests.start_of(model, ["default", VALUE])
+
+    def unmoved():
+        now = {name: digests.digests(digests.saved_tensors(model, name)) for name in start.trained}
+        return digests.unmoved(start, now, model)
+
     assert digests.changed_base(start, model) is None
-    assert digests.unmoved(start, model) == "the adapter 'default'"
+    assert unmoved() == "the adapter 'default'"
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "lora_B.default" in n)[0, 0] += 1
-    assert digests.unmoved(start, model) == "the adapter 'value'"
+    assert unmoved() == "the adapter 'value'"
     with torch.no_grad():
         model.scalar_heads[VALUE].weight[0, 0] += 1
-    assert digests.unmoved(start, model) is None
+    assert unmoved() is None
     assert digests.changed_base(start, model) is None
     embedding = model.get_base_model().model.norm.weight
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from toolkit import cli
 from toolkit.artifacts.proof_file import unverified
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters
-from toolkit.stages import finish
+from toolkit.stages import finish, proved
+from toolkit.stages.proved import Saved
 from toolkit.verification.artefact import artefact_in
 from toolkit.verification.loaded import reload_arguments
 from toolkit.verification.verify import verify
 
+CUDA = torch.device("cuda")
 HEAD = "base_model.model.score.weight"
 QUICK: dict[str, Any] = {
     "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "lora_r": 4,
@@ -255,7 +258,7 @@ def test_a_stage_whose_proof_fails_keeps_its_files_and_marks_them(
 
     monkeypatch.setattr(adapters, "save_beside", save_beside)
     if fault == "tokens":
-        monkeypatch.setattr(finish, "changed_words", lambda *words: None)
+        monkeypatch.setattr(proved, "changed_words", lambda *words: None)
     with pytest.raises(TrainingError, match=said):
         toolkit.sft(
             model_name_or_path=str(tiny_base), dataset_name=str(chats), output_dir=str(tmp_path / "run"),
@@ -273,8 +276,8 @@ def test_a_base_that_does_not_fit_again_is_told_and_verified_later(
         raise torch.OutOfMemoryError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish.proof, "prove", no_room)
-        with pytest.raises(TrainingError, match="does not fit into memory again.* toolkit verify"):
+        patch.setattr(proved.proof, "prove", no_room)
+        with pytest.raises(TrainingError, match=r"does not fit into memory again.* toolkit verify"):
             toolkit.sft(
                 model_name_or_path=str(tiny_base), dataset_name=str(chats),
                 output_dir=str(tmp_path / "run"), **QUICK,
@@ -283,6 +286,32 @@ def test_a_base_that_does_not_fit_again_is_told_and_verified_later(
     assert not (tmp_path / "run" / "stage.json").exists()
     assert cli.main(["verify", str(tmp_path / "run")]) == 0
     assert unverified(tmp_path / "run") is None
+
+
+def test_a_base_that_fits_on_no_device_again_is_loaded_on_the_cpu(
+    tiny_base, chats, tmp_path, monkeypatch, capsys
+):
+    upstream, asked = proved.proof.prove, []
+
+    def prove(*args, device, **kwargs):
+        asked.append(device.type)
+        if device.type != "cpu":
+            raise torch.OutOfMemoryError("out of memory")
+        return upstream(*args, device=device, **kwargs)
+
+    monkeypatch.setattr(proved.proof, "prove", prove)
+    monkeypatch.setattr(
+        finish, "Saved", lambda *args, **more: replace(Saved(*args, **more), device=CUDA)
+    )
+    found = toolkit.sft(
+        model_name_or_path=str(tiny_base), dataset_name=str(chats),
+        output_dir=str(tmp_path / "run"), **QUICK,
+    ).manifest["verification"]  # fmt: skip
+    assert asked == ["cuda", "cpu"]
+    assert (found["verified"], found["device"], found["tolerance"]) == ("fresh_load", "cpu", 4e-4)
+    assert "does not fit on cuda again: loaded on the CPU instead" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_warmup_that_is_never_left_is_told_and_not_refused(tiny_base, chats, tmp_path, capsys):

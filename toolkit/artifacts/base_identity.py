@@ -14,6 +14,7 @@ from toolkit.artifacts.model_files import model_files, weight_files
 # What transformers writes anew whenever it saves a config, and what no forward pass reads.
 VOLATILE = {"transformers_version", "_name_or_path"}
 NO_TOKENIZER = {"config.json", "generation_config.json", "adapter_config.json"}
+TOKENIZER = "tokenizer.json"  # all that makes tokens, where there is one
 SAMPLED_COLUMNS = 64  # of the first, the middle and the last row of each weight
 PARTS = {
     "config": "its config.json",
@@ -48,31 +49,34 @@ def base_identity(name: str, revision: str | None = None) -> dict[str, Any]:
     if folder is None:
         return {"name": name, "commit": None}
     is_local = Path(name).expanduser().is_dir()
-    beside = [
-        file
-        for file in sorted(set(model_files(folder)) - set(weight_files(folder)))
-        if file.name not in NO_TOKENIZER and not file.name.endswith((".index.json", ".py"))
-    ]
     return {
         "name": name,
         "commit": None if is_local else folder.name,
         "config": _config_digest(folder / "config.json"),
-        "tokenizer": f"sha256:{digest_of_files(folder, beside)}" if beside else None,
+        "tokenizer": _tokenizer_digest(folder),
         "weights": weights_identity(str(folder)),
         "sizes": [file.stat().st_size for file in weight_files(folder)] or None,
         "samples": _sample_digest(folder),
     }
 
 
-def base_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what a base is not the one that was recorded, as `PARTS` calls it; empty where it is.
+def base_differences(
+    recorded: Mapping[str, Any] | None, now: Mapping[str, Any]
+) -> list[str] | None:
+    """In what a base is not the one that was recorded, as `PARTS` calls it.
 
     Args:
-        recorded: `base_identity` at training, from `stage.json`.
+        recorded: `base_identity` at training, from `stage.json`; None where nothing was recorded.
         now: `base_identity` of what the adapter would go on.
+
+    Returns:
+        Nothing where it is the same base; None where too little is known of one of the two.
     """
+    recorded = recorded or {}
     if recorded.get("commit") is not None and recorded["commit"] == now.get("commit"):
         return []
+    if recorded.get("weights") is None or now.get("weights") is None:
+        return None
     differing = [
         words for part, words in PARTS.items() if part != "weights" and _differ(recorded, now, part)
     ]
@@ -80,13 +84,6 @@ def base_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     if _differ(recorded, now, "weights") and not cut_anew:
         differing.append(PARTS["weights"])
     return differing
-
-
-def is_comparable(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether enough is known of both to tell one base from another."""
-    commits = recorded.get("commit"), now.get("commit")
-    known = recorded.get("weights") is not None and now.get("weights") is not None
-    return known or (commits[0] is not None and commits[0] == commits[1])
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any], part: str) -> bool:
@@ -103,6 +100,19 @@ def _config_digest(file: Path) -> str | None:
     if found is None:
         return None
     return f"sha256:{digest_of({k: v for k, v in found.items() if k not in VOLATILE})}"
+
+
+def _tokenizer_digest(folder: Path) -> str | None:
+    """A digest of what makes tokens; a copy of the base may have more or fewer files beside it."""
+    files = [folder / TOKENIZER]
+    if not files[0].is_file():
+        beside = sorted(set(model_files(folder)) - set(weight_files(folder)))
+        files = [
+            file
+            for file in beside
+            if file.name not in NO_TOKENIZER and not file.name.endswith((".index.json", ".py"))
+        ]
+    return f"sha256:{digest_of_files(folder, files)}" if files else None
 
 
 def _sample_digest(folder: Path) -> str | None:

@@ -12,10 +12,10 @@ from typing import Any
 from huggingface_hub import get_token
 
 from toolkit.artifacts.manifest import MANIFEST, STARTED, damaged_outputs, read_json
+from toolkit.artifacts.proof_file import refusal
 from toolkit.errors import HubError, UsageError
 
 CARD = "README.md"
-PROOF, NOT_PROVED = "proof.json", "no"
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model-*-of-*.safetensors")
 SETTINGS = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json")
 ALLOWED = (
@@ -88,12 +88,8 @@ def check_finished(folder: Path, allowed: Mapping[str, Path]) -> dict[str, Any]:
     Raises:
         HubError: if the stage did not finish, its proof failed, or a file was changed since.
     """
-    proof = read_json(folder / PROOF) or {}
-    if proof.get("verified") == NOT_PROVED:
-        raise HubError(
-            f"{folder} counts as unverified ({proof.get('failure')}): train again, or see what "
-            "`toolkit verify` finds"
-        )
+    if said := refusal(folder):
+        raise HubError(said)
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         if (folder / STARTED).is_file() or (folder / MANIFEST).is_file():

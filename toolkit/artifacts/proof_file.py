@@ -42,10 +42,20 @@ def _mark(directory: Path, outcome: dict[str, Any]) -> None:
         write_json(directory / PROOF, found | outcome)
 
 
+def refusal(directory: Path) -> str | None:
+    """Why a folder is not handed on, in one line; None where it may be."""
+    if (reason := unverified(directory)) is None:
+        return None
+    return (
+        f"{directory} counts as unverified ({reason}): see what `toolkit verify {directory}` finds, "
+        "or train again"
+    )
+
+
 def unverified(directory: Path) -> str | None:
     """Why a folder counts as unverified, in one line; None where it is proved, or of others.
 
-    Whoever hands an artefact on (merge, push) asks this first.
+    Whoever hands an artefact on (merge, push) asks `refusal` first.
     """
     found = read_json(directory / PROOF)
     if found is None or found.get("verified") != NOT_PROVED:

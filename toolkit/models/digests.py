@@ -20,7 +20,9 @@ def digest(tensor: Tensor) -> str:
 
     The same numbers have the same digest in any precision that holds them: PEFT loads in float32.
     """
-    held = tensor.detach()
+    held: Any = tensor.detach()
+    if hasattr(held, "full_tensor"):  # sharded: every process asks for it at the same time
+        held = held.full_tensor()
     return _sha256(held.float() if held.is_floating_point() else held)
 
 
@@ -100,17 +102,18 @@ def saved_tensors(model: Any, adapter: str = "default") -> dict[str, Tensor]:
     return dict(found)
 
 
-def start_of(model: Any, adapters: Iterable[str]) -> Start:
+def start_of(model: Any, adapters: Iterable[str], *, with_base: bool = True) -> Start:
     """The fingerprints of a model at the start of training.
 
     Args:
         model: a whole model, or one with adapters.
         adapters: the names of those that are trained.
+        with_base: whether what lies below them counts, which will be whole at the end too.
     """
     if not isinstance(model, PeftModel):
         return Start(trained={WHOLE: fingerprints(saved_tensors(model))})
     trained = {name: digests(saved_tensors(model, name)) for name in adapters}
-    return Start(fingerprints(base_weights(model)), trained)
+    return Start(fingerprints(base_weights(model)) if with_base else {}, trained)
 
 
 def changed_base(start: Start, model: Any) -> str | None:
@@ -127,10 +130,16 @@ def changed_base(start: Start, model: Any) -> str | None:
     )
 
 
-def unmoved(start: Start, model: Any) -> str | None:
-    """In words, what is to the bit what training started from; None if all has moved."""
+def unmoved(start: Start, now: Mapping[str, Mapping[str, str]], model: Any) -> str | None:
+    """In words, what is to the bit what training started from; None if all has moved.
+
+    Args:
+        start: of training.
+        now: of each adapter the digests.
+        model: of whose whole weights the fingerprints are taken.
+    """
     for name, before in start.trained.items():
-        of = fingerprints if name == WHOLE else digests
-        if of(saved_tensors(model, name)) == before:
+        found = fingerprints(saved_tensors(model)) if name == WHOLE else now[name]
+        if found == before:
             return "the model" if name == WHOLE else f"the adapter {name!r}"
     return None

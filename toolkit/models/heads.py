@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from trl.trainer.utils import FusedCausalLMOutput
 from toolkit.errors import RecipeError
 from toolkit.models.switching import through
 
-SCORE = "base_model.model.score.weight"
+HEAD = "score"
+"""What transformers calls the head of a sequence classifier."""
+SCORE = f"base_model.model.{HEAD}.weight"
 """The head in a SEQ_CLS adapter's file."""
 
 
@@ -173,7 +176,7 @@ def save_scalar_adapter(
     config = copy.deepcopy(model.peft_config[adapter])
     config.task_type, config.inference_mode = "SEQ_CLS", True
     modules: Any = config
-    modules.modules_to_save = sorted({*(modules.modules_to_save or ()), "score"})
+    modules.modules_to_save = sorted({*(modules.modules_to_save or ()), HEAD})
     config.save_pretrained(str(directory))
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub import constants, get_session, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 from peft import AutoPeftModelForCausalLM
 from transformers import (
@@ -228,6 +228,25 @@ def keep_unpacked(model: Any) -> Any:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def fetch(name: str, revision: str | None = None) -> None:
+    """Have all of a model on this machine: its weights, settings and tokenizer.
+
+    Args:
+        name: its folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        RecipeError: if the folder does not exist.
+        HubError: if the Hub does not have it or does not give it.
+    """
+    with loading(name):
+        if not Path(name).expanduser().is_dir():
+            wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+            snapshot_download(
+                name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
+            )
 
 
 def commit_of(name: str, revision: str | None) -> str | None:

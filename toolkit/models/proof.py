@@ -15,7 +15,7 @@ from toolkit.errors import TrainingError
 from toolkit.models.digests import digests, saved_tensors
 from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
 from toolkit.models.load import adapter_config, load_adapter
-from toolkit.models.saved_files import KEPT, check_file, check_finite, check_loaded
+from toolkit.models.saved_files import KEPT, check_file, check_files, check_loaded
 from toolkit.models.value import VALUE
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -100,7 +100,7 @@ class Expected:
     """What was in memory when an artefact was saved, and must be there again.
 
     Attributes:
-        probe: token ids, one list per sequence; empty where the model is sharded over devices.
+        probe: token ids, one list per sequence; empty where the model is sharded and was not asked.
         numbers: what the check gives of them.
         tensors: a digest of each saved tensor, by its key; empty where that is not known.
         values: what the critic gives of the probe, where one was saved in the folder `value`.
@@ -185,7 +185,7 @@ def prove(
         TrainingError: if a saved tensor is not finite, missing or another, or the numbers differ; the
             files stay.
     """
-    check_finite(directory)
+    check_files(directory)
     check_file(directory, expected.tensors)
     with loaded_again(directory, resident, check, **kwargs) as (loaded, adapter):
         if getattr(loaded, "hf_device_map", None) is None:
@@ -193,20 +193,32 @@ def prove(
         check_loaded(directory, saved_tensors(check.holder(loaded), adapter), expected.tensors)
         numbers = check.numbers(loaded, expected.probe)
         allowed = tolerance(loaded, elsewhere=elsewhere)
-        found = {
-            "verified": "fresh_load" if resident is None else "resident_base",
-            "sequences": len(expected.probe),
-            "tokens": sum(len(row) for row in expected.numbers),
-            "tensors": len(expected.tensors) + len(expected.value_tensors),
-            "largest_difference": compare(
-                directory, check.name, numbers, expected.numbers, allowed
-            ),
-            "tolerance": allowed,
-        }
+        difference = compare(directory, check.name, numbers, expected.numbers, allowed)
+        how = "fresh_load" if resident is None else "resident_base"
+        found = outcome(how, expected, difference, allowed) | {"device": device.type}
         if expected.values is not None:
             difference = prove_values(directory / VALUE, loaded, expected, allowed)
             found["largest_difference_of_values"] = difference
     return found
+
+
+def outcome(how: str, expected: Expected, difference: float, allowed: float) -> dict[str, Any]:
+    """What a proof found, for `stage.json`.
+
+    Args:
+        how: where the artefact from disk went, as `stage.json` calls it.
+        expected: what was compared.
+        difference: the largest between numbers.
+        allowed: the largest that is none.
+    """
+    return {
+        "verified": how,
+        "sequences": len(expected.probe),
+        "tokens": sum(len(row) for row in expected.numbers),
+        "tensors": len(expected.tensors) + len(expected.value_tensors),
+        "largest_difference": difference,
+        "tolerance": allowed,
+    }
 
 
 def prove_values(directory: Path, loaded: Any, expected: Expected, allowed: float) -> float:
@@ -224,7 +236,7 @@ def prove_values(directory: Path, loaded: Any, expected: Expected, allowed: floa
     assert expected.values is not None
     if adapter_config(str(directory)) is None:
         raise TrainingError(f"{directory}: the value adapter was trained and is missing{KEPT}")
-    check_finite(directory)
+    check_files(directory)
     check_file(directory, expected.value_tensors)
     again = f"{AGAIN}_{VALUE}"
     if not hasattr(loaded, "scalar_heads"):

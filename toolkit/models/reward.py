@@ -8,6 +8,7 @@ import logging
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftConfig,
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
-from toolkit.models.heads import head_of
+from toolkit.models.heads import HEAD, head_of
 from toolkit.models.load import (
     adapter_config,
     device_dtype,
@@ -34,8 +36,6 @@ from toolkit.models.load import (
 )
 from toolkit.models.proof import Check
 from toolkit.recipe import StageRecipe
-
-HEAD = "score"
 
 
 class RewardModel(nn.Module):
@@ -140,11 +140,31 @@ def load_reward_model(directory: str, **kwargs: Any) -> tuple[RewardModel, PreTr
     return RewardModel(model, model.get_submodule(HEAD).weight).eval(), tokenizer
 
 
+def is_classifier(directory: Path) -> bool:
+    """Whether a whole model scores sequences, by its config.json."""
+    kinds = AutoConfig.from_pretrained(directory).architectures or [""]
+    return kinds[0].endswith("ForSequenceClassification")
+
+
 def probe_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:
     """The score of every probe sequence, computed alone; each of shape (1,)."""
     if not isinstance(model, RewardModel):
-        model = RewardModel(model, active_head(base_of(model)).weight)
+        head = active_head(base_of(model)).weight
+        if hasattr(head, "full_tensor"):
+            return sharded_scores(model, probe)
+        model = RewardModel(model, head)
     return [torch.tensor(model.score([ids])) for ids in probe]
+
+
+@torch.no_grad()
+def sharded_scores(model: Any, probe: list[list[int]]) -> list[Tensor]:
+    """As `probe_scores`, by the forward pass of a model in training, which gathers its weights."""
+    was_training = model.training
+    model.eval()
+    rows = [torch.tensor([ids], device=model.device) for ids in probe]
+    found = [model(row, attention_mask=torch.ones_like(row)).logits[0].float() for row in rows]
+    model.train(was_training)
+    return [score.cpu() for score in found]
 
 
 SCORES = Check(

@@ -1,9 +1,12 @@
 """Whether the files of weights hold what was trained, tensor by tensor."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -11,25 +14,42 @@ from torch import Tensor
 from toolkit.errors import TrainingError
 from toolkit.models.digests import digest
 
-ADAPTER_FILE = "adapter_model.safetensors"
 KEPT = "; the files are kept, and count as unverified"
 
 
-def check_finite(directory: Path) -> None:
-    """Refuse a folder that holds a NaN or an infinity, naming the tensor.
+def check_finite(where: Any, tensors: Iterable[tuple[str, Tensor]], advice: str) -> None:
+    """Refuse weights that hold a NaN or an infinity, naming the tensor.
+
+    Args:
+        where: what holds them, as the message is to name it.
+        tensors: one after the other, each with its key.
+        advice: what to do, as the end of a sentence.
+
+    Raises:
+        TrainingError: if there is one.
+    """
+    for key, tensor in tensors:
+        if not torch.isfinite(tensor.float()).all():
+            raise TrainingError(f"{where}: tensor {key} holds NaN or infinity{advice}")
+
+
+def check_files(directory: Path) -> None:
+    """Refuse a folder with a NaN or an infinity, or an adapter's tensor without numbers, by its key.
 
     Raises:
         TrainingError: likewise if a file of weights cannot be read.
     """
+    advice = f"{KEPT}: lower learning_rate, or look at the last steps in log.jsonl"
     for file in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - safe_open is not a dict
-                    if not torch.isfinite(tensors.get_tensor(key).float()).all():
-                        raise TrainingError(
-                            f"{file}: tensor {key} holds NaN or infinity{KEPT}: lower "
-                            "learning_rate, or look at the last steps in log.jsonl"
-                        )
+                keys = list(tensors.keys())
+                empty = [key for key in keys if 0 in tensors.get_slice(key).get_shape()]
+                if (
+                    empty and file.name == SAFETENSORS_WEIGHTS_NAME
+                ):  # as a sharded model may leave it
+                    raise TrainingError(f"{file}: tensor {empty[0]} holds no numbers{KEPT}")
+                check_finite(file, ((key, tensors.get_tensor(key)) for key in keys), advice)
         except SafetensorError as error:
             raise TrainingError(f"{file}: cannot be read ({error}){KEPT}") from error
 
@@ -44,7 +64,7 @@ def check_file(directory: Path, expected: Mapping[str, str]) -> None:
     Raises:
         TrainingError: naming the tensor.
     """
-    file = directory / ADAPTER_FILE
+    file = directory / SAFETENSORS_WEIGHTS_NAME
     if not expected or not file.is_file():
         return
     with safe_open(file, framework="pt") as tensors:
@@ -76,7 +96,7 @@ def check_loaded(
     Raises:
         TrainingError: naming the tensor.
     """
-    file = directory / ADAPTER_FILE
+    file = directory / SAFETENSORS_WEIGHTS_NAME
     held = load_file(file) if expected and file.is_file() else {}
     for key, before in sorted(expected.items()):
         if key in loaded and key in held:
@@ -84,3 +104,19 @@ def check_loaded(
         if key not in loaded or digest(loaded[key]) != before:
             said = "is not what was trained" if key in loaded else "is missing"
             raise TrainingError(f"{directory}: tensor {key} {said} once it is loaded{KEPT}")
+
+
+def misplaced(model: PeftModel, keys: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What an adapter's file lacks of what its configuration asks for, and what it holds besides.
+
+    Args:
+        model: with the adapter loaded, which passes over both.
+        keys: of the tensors in its file.
+
+    Returns:
+        The keys of both, in order.
+    """
+    there = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    # PEFT adds the base's own matrices of a vocabulary that has grown
+    known = there | set(model.state_dict())
+    return sorted(there - set(keys)), sorted(set(keys) - known)

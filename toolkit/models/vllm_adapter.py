@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-FILE = "adapter_model.safetensors"
 
 
 def vllm_rank(directory: Path) -> int | None:
@@ -43,9 +43,10 @@ def vllm_obstacles(directory: Path) -> list[str]:
         found.append("it trains rows of added tokens")
     if config.get("target_parameters"):
         found.append("it adapts parameters that are no layer of their own")
-    if not (directory / FILE).is_file():
-        return [*found, f"it has no {FILE}"]
-    with safe_open(directory / FILE, framework="pt") as tensors:
+    file = directory / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        return [*found, f"it has no {file.name}"]
+    with safe_open(file, framework="pt") as tensors:
         other = sorted(key for key in tensors.keys() if not is_lora(key))  # noqa: SIM118
     if other and not found:
         found.append(f"its file holds {other[0]}, which is no LoRA weight")

@@ -22,10 +22,11 @@ from toolkit.models.copies import added_as_copies, copy_adapter
 from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
-from toolkit.stages.finish import prove, save, train
+from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.preferences import Preferences, check_room, prepare_pairs, tell, whole_ids
 from toolkit.stages.prepared import Examples, starting_point, with_adapter
+from toolkit.stages.proved import prove
 from toolkit.stages.terminal import note
 from toolkit.stages.trainer_class import trainer_class_of
 

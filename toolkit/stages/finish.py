@@ -1,60 +1,31 @@
-"""How every training stage runs and ends: train, hold out, save, load again from disk, compare."""
+"""How every training stage runs: train, hold out, save, and note what the proof must find again."""
 
-import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerState
 
 from toolkit.artifacts import proof_file
 from toolkit.artifacts.base_identity import base_identity
-from toolkit.artifacts.manifest import PROOF, StageResult
-from toolkit.data.probe import changed_words, probe_words
-from toolkit.errors import RecipeError, ToolkitError, TrainingError
+from toolkit.artifacts.manifest import PROOF
+from toolkit.data.probe import probe_words
+from toolkit.errors import RecipeError, TrainingError
 from toolkit.models import adapters, digests, proof
-from toolkit.models.load import adapter_config, load_tokenizer
-from toolkit.models.saved_files import KEPT, check_finite
+from toolkit.models.load import adapter_config
 from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
+from toolkit.stages.proved import Saved
 from toolkit.stages.terminal import ProgressLine, note
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
-PROBE_TOKENS = 128
+PROBE_TOKENS = 64
 RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # written last by the Trainer
-
-
-@dataclass
-class Saved:
-    """What was written, and what it must give when it is loaded again.
-
-    Attributes:
-        directory: the stage's folder.
-        metrics: what training and the held-out rows measured.
-        expected: what the model in memory gave of a few sequences.
-        device: where that was computed.
-        check: which numbers they are.
-        words: what the tokenizer in memory makes of a fixed text and chat.
-        rows_again: gives the ids of the first rows as they were trained, and as a tokenizer makes
-            them; None where the trainer makes them.
-        identity: what the base below an adapter is.
-        failure: what is known to be wrong before anything is loaded again.
-    """
-
-    directory: Path
-    metrics: dict[str, Any]
-    expected: proof.Expected
-    device: torch.device
-    check: proof.Check = proof.LOG_PROBABILITIES
-    words: dict[str, Any] = field(default_factory=dict)
-    rows_again: RowsAgain | None = None
-    identity: dict[str, Any] | None = None
-    failure: str | None = None
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
@@ -124,14 +95,22 @@ def note_start(trainer: Any) -> None:
         return
     # what an earlier run in this folder was proved to be
     (Path(trainer.args.output_dir) / PROOF).unlink(missing_ok=True)
-    if not is_sharded(trainer):
-        adapters_trained = ["default", *([VALUE] if proof.has_critic(trainer.model) else [])]
-        trainer.started_from = digests.start_of(trainer.model, adapters_trained)
+    if is_sharded(trainer) and not on_shards(trainer):
+        return
+    adapters_trained = ["default", *([VALUE] if proof.has_critic(trainer.model) else [])]
+    trainer.started_from = digests.start_of(
+        trainer.model, adapters_trained, with_base=not is_sharded(trainer)
+    )
 
 
 def is_sharded(trainer: Trainer) -> bool:
     """Whether no process holds the whole model."""
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def on_shards(trainer: Trainer) -> bool:
+    """Whether an adapter can be proved on the shards that the processes hold: by FSDP2."""
+    return trainer.accelerator.is_fsdp2 and isinstance(trainer.model, PeftModel)
 
 
 def state_of(checkpoint: Path) -> TrainerState:
@@ -194,7 +173,7 @@ def save(
     directory = Path(str(trainer.args.output_dir))
     metrics = measured(trainer)
     probe: list[list[int]] = []
-    if not is_sharded(trainer):
+    if not is_sharded(trainer) or on_shards(trainer):
         rows = range(min(PROBE_SEQUENCES, len(trainer.train_dataset)))  # pyright: ignore
         probe = [ids_of(trainer.train_dataset[row])[:PROBE_TOKENS] for row in rows]  # pyright: ignore
     trainer.save_model(str(directory))
@@ -204,11 +183,12 @@ def save(
     adapters.as_float32(model)
     expected = proof.expect(model, probe, check) if probe else proof.Expected([], [])
     saved = Saved(directory, metrics, expected, trainer.args.device, check, rows_again=rows_again)
+    saved.shards = model if is_sharded(trainer) and probe else None
     if trainer.is_world_process_zero():
         # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
         adapters.save_beside(trainer.model, trainer.processing_class, directory)
-        saved.failure = what_went_wrong(trainer, model)
+        saved.failure = what_went_wrong(trainer, model, expected)
         saved.words = probe_words(trainer.processing_class)  # pyright: ignore[reportArgumentType]
         saved.identity = identity_below(directory)
         remembered = {
@@ -221,14 +201,15 @@ def save(
     return saved
 
 
-def what_went_wrong(trainer: Any, model: Any) -> str | None:
+def what_went_wrong(trainer: Any, model: Any, expected: proof.Expected) -> str | None:
     """A base that changed, or an adapter that did not, in one line; None if all is well."""
     start = getattr(trainer, "started_from", None)
     if start is None:
         return None
-    if (changed := digests.changed_base(start, model)) is not None:
+    if start.base and (changed := digests.changed_base(start, model)) is not None:
         return changed
-    if (still := digests.unmoved(start, model)) is None:
+    now = {"default": expected.tensors, VALUE: expected.value_tensors}
+    if (still := digests.unmoved(start, now, model)) is None:
         return None
     steps = trainer.state.global_step
     if not learning_rates(trainer, steps):
@@ -258,81 +239,6 @@ def measured(trainer: Trainer) -> dict[str, Any]:
     for key in ("epoch", "step", "total_flos"):
         metrics.pop(key, None)
     return metrics
-
-
-def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) -> StageResult:
-    """Load the artefact from disk as a user would, and compare it with what was trained.
-
-    The first process does it, which wrote the files; the others wait at the end of the stage.
-
-    Args:
-        saved: what `save` returned; the trainer should be gone, so that one base is in memory.
-        reload: what the base is loaded with; None where it cannot be loaded again.
-        resident: the model in memory, for that case.
-
-    Raises:
-        TrainingError: if it is not what was trained; the files stay, marked as unverified.
-    """
-    gc.collect()
-    if not is_first_process():
-        return StageResult(saved.directory, saved.metrics)
-    try:
-        found = compared(saved, reload, resident)
-    except ToolkitError as error:
-        proof_file.mark_unverified(saved.directory, str(error))
-        raise
-    except torch.OutOfMemoryError as error:
-        said = (
-            f"{saved.directory}: the base does not fit into memory again, so what was saved could "
-            f"not be compared; free some and run toolkit verify {saved.directory}"
-        )
-        proof_file.mark_unverified(saved.directory, said)
-        raise TrainingError(said) from error
-    proof_file.mark_verified(saved.directory, found["verified"])
-    manifest = {"verification": found, "base_identity": saved.identity}
-    return StageResult(saved.directory, saved.metrics, manifest)
-
-
-def compared(saved: Saved, reload: dict[str, Any] | None, resident: Any) -> dict[str, Any]:
-    """What the proof found; arguments and errors as of `prove`."""
-    if saved.failure:
-        raise TrainingError(f"{saved.directory}: {saved.failure}{KEPT}")
-    check_words(saved)
-    if not saved.expected.probe:
-        check_finite(saved.directory)
-        return {"verified": "finite", "reason": "the model is sharded"}
-    found = proof.prove(
-        saved.directory,
-        saved.expected,
-        resident=None if reload is not None else resident,
-        device=saved.device,
-        check=saved.check,
-        **(reload or {}),
-    )
-    note(
-        f"proved: loaded again from {saved.directory}, {saved.check.name} differ by at most "
-        f"{found['largest_difference']:.1g}"
-    )
-    return found
-
-
-def check_words(saved: Saved) -> None:
-    """Refuse a saved tokenizer or chat template that makes other tokens than were trained.
-
-    Raises:
-        TrainingError: naming which.
-    """
-    tokenizer = load_tokenizer(saved.directory)
-    if changed := changed_words(saved.words, probe_words(tokenizer)):
-        raise TrainingError(f"{saved.directory}: {changed}, once it is loaded{KEPT}")
-    if saved.rows_again is not None:
-        trained, again = saved.rows_again(tokenizer)
-        for row, (before, now) in enumerate(zip(trained, again, strict=True)):
-            if before != now:
-                raise TrainingError(
-                    f"{saved.directory}: the saved chat template makes other tokens of sequence "
-                    f"{row + 1} than those that were trained{KEPT}"
-                )
 
 
 def identity_below(directory: Path) -> dict[str, Any] | None:

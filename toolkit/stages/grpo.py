@@ -23,7 +23,7 @@ from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards import checked_all, load_reward
 from toolkit.stages.adapter_reward import AdapterReward
 from toolkit.stages.arguments import build_arguments, refusals
-from toolkit.stages.finish import prove, save, train
+from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.prepared import (
     Examples,
@@ -33,6 +33,7 @@ from toolkit.stages.prepared import (
     tell_trained,
     with_adapter,
 )
+from toolkit.stages.proved import prove
 from toolkit.stages.terminal import note
 from toolkit.stages.trainer_class import trainer_class_of
 

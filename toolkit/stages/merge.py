@@ -11,12 +11,21 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from toolkit.artifacts.inputs import WEIGHTS_OF, model_identity, weights_identity
+from toolkit.artifacts.base_identity import base_differences, base_identity
+from toolkit.artifacts.inputs import model_identity
 from toolkit.artifacts.manifest import MANIFEST, StageResult, environment, read_json, write_json
-from toolkit.errors import RecipeError, ToolkitError
+from toolkit.artifacts.proof_file import refusal
+from toolkit.errors import RecipeError, ToolkitError, TrainingError
 from toolkit.models import merge as merging
-from toolkit.models.adapters import same_place
-from toolkit.models.load import adapter_config, check_model_path, commit_of, load_tokenizer
+from toolkit.models import merge_probe
+from toolkit.models.load import (
+    adapter_config,
+    check_model_path,
+    commit_of,
+    fetch,
+    load_tokenizer,
+)
+from toolkit.models.value import VALUE
 from toolkit.stages.terminal import hide_library_bars, note
 
 RECORD = "merge.json"
@@ -53,7 +62,8 @@ def merge(
     Raises:
         RecipeError: if there is no adapter, its base is another than it was trained over, or
             `output` is taken.
-        TrainingError: if the merged model does not give the logits of base and adapter.
+        TrainingError: if the adapter counts as unverified, or the merged model does not give the
+            logits of base and adapter.
         HubError: if the Hub does not give what is there.
     """
     name, target = str(directory), Path(output).expanduser()
@@ -63,11 +73,12 @@ def merge(
     adapter = adapter_config(name)
     if adapter is None:
         raise RecipeError(f"{name}: expected an adapter, found a whole model; nothing to merge")
+    check_proved(name)
     hide_library_bars()
     trained = trained_as(name)
     base, revision = base_of(name, adapter, trained, model_name_or_path)
     check_output(target, [name, base], overwrite=overwrite)
-    check_base(name, base, trained)
+    check_base(name, base, revision, trained)
     if any(trained.get("recipe", {}).get(key) for key in ("load_in_4bit", "load_in_8bit")):
         note(
             "the adapter was trained over quantized weights; it is merged into those of 16 or 32 "
@@ -93,7 +104,7 @@ def merge_into(
     """Merge, write and prove; arguments as of `merge`. Returns what is recorded of it."""
     words = tokenizer_of(name, base, revision)
     model = merging.load_over(name, adapter, base, revision, dtype, words)
-    expected = merging.probe(model, words)
+    expected = merge_probe.probe(model, words)
     merged = merging.merge_in(model, words)
     del model
     held, kind = merged.num_parameters() * merged.dtype.itemsize, merged.dtype
@@ -106,7 +117,7 @@ def merge_into(
     del merged  # one base in memory at a time
     gc.collect()
     again = merging.load_merged(folder)
-    found = merging.compare(expected, merging.logits_of(again, expected.sequences), kind)
+    found = merge_probe.compare(expected, merge_probe.logits_of(again, expected.sequences), kind)
     precision = str(kind).removeprefix("torch.")
     note(
         f"proved: loaded again by plain transformers in {precision}, logits differ from base and "
@@ -116,6 +127,18 @@ def merge_into(
     )
     origin = {"name": base, "commit": commit_of(base, revision)}
     return {"base": origin, "dtype": precision, "verification": asdict(found)}
+
+
+def check_proved(name: str) -> None:
+    """Refuse an adapter whose proof failed, or was never finished; PPO's critic has its stage's.
+
+    Raises:
+        TrainingError: saying how to look.
+    """
+    folder = Path(name).expanduser()
+    for place in (folder, *([folder.parent] if folder.name == VALUE else [])):
+        if said := refusal(place):
+            raise TrainingError(said)
 
 
 def trained_as(name: str) -> dict[str, Any]:
@@ -152,48 +175,36 @@ def base_of(
         )
     if Path(base).expanduser().is_dir():
         return str(Path(base).expanduser()), None
-    recorded = trained.get("base") or {}
+    recorded = trained.get("base_identity") or {}
     commit = recorded.get("commit") if recorded.get("name") == base else None
     return base, commit or adapter.get("revision")
 
 
-def check_base(name: str, base: str, trained: Mapping[str, Any]) -> None:
+def check_base(name: str, base: str, revision: str | None, trained: Mapping[str, Any]) -> None:
     """Refuse another base than the one that the adapter was trained over; shapes say nothing.
 
     Args:
         name: the adapter.
         base: the base to merge into.
+        revision: of the base on the Hub.
         trained: the manifest of the adapter's stage.
 
     Raises:
-        RecipeError: if weights, settings or tokenizer of the base differ from what was recorded, or it
-            is another repository.
+        RecipeError: if weights, settings or tokenizer of the base differ from what was recorded.
+        HubError: if the Hub does not give the base.
     """
-    recorded = trained.get("inputs") or {}
-    weights = [value for key, value in recorded.items() if key.startswith(WEIGHTS_OF)]
-    files = [value for key, value in recorded.items() if key.startswith("base ")]
-    then = (trained.get("base") or {}).get("name")
-    is_local = Path(base).is_dir()
-    if is_local and weights:
-        if weights != [weights_identity(base)]:
-            raise RecipeError(
-                f"the weights in {base} are not those that {name} was trained over; name the base it "
-                "was trained over with --model_name_or_path, or train the adapter again over this one"
-            )
-        if files != [model_identity(base)]:
-            raise RecipeError(
-                f"the weights in {base} are those that {name} was trained over, but its settings or "
-                "its tokenizer are not; put config.json and the tokenizer's files back"
-            )
-    elif then and not is_local and not same_place(str(then), base):
-        raise RecipeError(
-            f"{name} was trained over {then}, not over {base}; leave --model_name_or_path out, or "
-            "name a copy of that base"
-        )
-    elif is_local or not then:
+    fetch(base, revision)
+    differing = base_differences(trained.get("base_identity"), base_identity(base, revision))
+    if differing is None:
         note(
             f"nothing beside {name} says which weights it was trained over, so {base} is taken for "
             "its base as the adapter's settings say"
+        )
+    elif differing:
+        raise RecipeError(
+            f"{base} is not the base that {name} was trained over: {' and '.join(differing)} "
+            "differ; name the right one with --model_name_or_path, or train the adapter again over "
+            "this one"
         )
 
 

@@ -22,8 +22,9 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.models import scratch
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments
-from toolkit.stages.finish import prove, save, train
+from toolkit.stages.finish import save, train
 from toolkit.stages.prepared import Examples
+from toolkit.stages.proved import prove
 from toolkit.stages.terminal import note
 
 

@@ -16,11 +16,12 @@ from toolkit.models import adapters, reward
 from toolkit.models.load import base_arguments, loading
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
-from toolkit.stages.finish import prove, save, train
+from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.preferences import Preferences, check_room, prepare_pairs, tell, whole_ids
 from toolkit.stages.prepared import Examples, starting_point
 from toolkit.stages.processes import is_first_process
+from toolkit.stages.proved import prove
 from toolkit.stages.reward_trainer import WeightedRewardTrainer
 from toolkit.stages.terminal import console, note
 from toolkit.stages.trainer_class import trainer_class_of

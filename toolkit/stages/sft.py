@@ -13,7 +13,7 @@ from toolkit.models import adapters, chatml
 from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
-from toolkit.stages.finish import prove, save, train
+from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.prepared import (
     Examples,
@@ -24,6 +24,7 @@ from toolkit.stages.prepared import (
     tell,
     with_adapter,
 )
+from toolkit.stages.proved import prove
 from toolkit.stages.sft_trainer import TokenExactSFTTrainer
 from toolkit.stages.trainer_class import trainer_class_of
 

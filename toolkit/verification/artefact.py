@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from safetensors import SafetensorError, safe_open
 
 from toolkit.artifacts import manifest, proof_file
@@ -11,7 +12,7 @@ from toolkit.errors import TrainingError
 from toolkit.models.load import adapter_config
 
 MODEL = ("adapter_config.json", "config.json")
-HEADS = (".score.", ".classifier.")
+HEADS = tuple(f".{name}." for name in SEQ_CLS_HEAD_NAMES)
 
 
 @dataclass(frozen=True)

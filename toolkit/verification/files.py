@@ -2,13 +2,15 @@
 
 import re
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
 from toolkit.artifacts import manifest
 from toolkit.data.probe import changed_words, probe_words
 from toolkit.errors import TrainingError
+from toolkit.models.heads import SCORE
 from toolkit.models.load import load_tokenizer
-from toolkit.models.saved_files import ADAPTER_FILE, check_finite
+from toolkit.models.saved_files import check_files
 from toolkit.verification.artefact import HEADS, Artefact, tensor_keys
 
 B = re.compile(r"(lora_(?:embedding_)?)B")  # the factor of LoRA that starts at zero
@@ -35,7 +37,7 @@ def weights_finite(artefact: Artefact) -> str | None:
             f"{artefact.directory}: expected weights as safetensors, found none; pickled weights are "
             "not loaded, for they could run code"
         )
-    check_finite(artefact.directory)
+    check_files(artefact.directory)
     return f"{len(tensor_keys(artefact.directory)):,} tensors, all finite"
 
 
@@ -43,7 +45,7 @@ def adapter_does_something(artefact: Artefact) -> str | None:
     """Whether a LoRA adapter changes what its base gives."""
     if artefact.adapter is None or artefact.adapter.get("peft_type", "LORA") != "LORA":
         return None
-    file = artefact.directory / ADAPTER_FILE
+    file = artefact.directory / SAFETENSORS_WEIGHTS_NAME
     with safe_open(file, framework="pt") as tensors:
         keys = list(tensors.keys())
         pairs = [key for key in keys if B.search(key)]
@@ -71,13 +73,13 @@ def head_present(artefact: Artefact) -> str | None:
     if artefact.adapter is None:
         return None
     keys = tensor_keys(artefact.directory)
-    file = artefact.directory / ADAPTER_FILE
+    file = artefact.directory / SAFETENSORS_WEIGHTS_NAME
     if artefact.adapter.get("task_type") == "SEQ_CLS":
         heads = [key for key in keys if any(name in key for name in HEADS)]
         if not heads:
             raise TrainingError(
-                f"{file}: tensor base_model.model.score.weight is missing: the head that scores was "
-                "dropped when the adapter was saved, and a loader would draw another at random"
+                f"{file}: tensor {SCORE} is missing: the head that scores was dropped when the "
+                "adapter was saved, and a loader would draw another at random"
             )
         return f"{heads[0]} is there"
     whole = artefact.adapter.get("modules_to_save") or []

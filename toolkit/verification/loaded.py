@@ -1,33 +1,20 @@
 """What can be said of an artefact once its base is there: whether it is the one, and the numbers."""
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import AutoPeftModelForSequenceClassification
 from torch import Tensor
 
 from toolkit.artifacts import manifest, proof_file
-from toolkit.artifacts.base_identity import (
-    base_differences,
-    base_folder,
-    base_identity,
-    is_comparable,
-)
+from toolkit.artifacts.base_identity import base_differences, base_identity
 from toolkit.data.probe import TEXT
 from toolkit.errors import TrainingError
 from toolkit.models import proof
-from toolkit.models.digests import saved_tensors
-from toolkit.models.load import (
-    base_arguments,
-    check_model_path,
-    load_adapter,
-    load_tokenizer,
-    loading,
-)
-from toolkit.models.reward import SCORES, without_report
+from toolkit.models.load import base_arguments, fetch, load_adapter, load_tokenizer
+from toolkit.models.reward import SCORES, is_classifier, without_report
+from toolkit.models.saved_files import misplaced
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import TRAINING
 from toolkit.verification.artefact import HEADS, Artefact, tensor_keys
@@ -48,22 +35,12 @@ def base_matches(artefact: Artefact) -> str | None:
         raise TrainingError(
             f"{artefact.directory}/adapter_config.json: base_model_name_or_path names no base"
         )
-    check_model_path(name)
-    if base_folder(name, revision) is None:
-        with loading(name):
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"],
-                ignore_patterns=["*/*"],
-            )
+    fetch(name, revision)
     recorded = artefact.stage.get("base_identity") or artefact.remembered.get("base_identity")
-    if not recorded:
+    differing = base_differences(recorded, base_identity(name, revision))
+    if differing is None:
         return f"{name}: its weights were not recorded, so another of its shape would pass"
-    now = base_identity(name, revision)
-    if not is_comparable(recorded, now):
-        return f"{name}: nothing of its weights was recorded that could be compared"
-    if differing := base_differences(recorded, now):
+    if differing:
         raise TrainingError(
             f"{name} is not the base that {artefact.directory} was trained over: "
             f"{' and '.join(differing)} differ; the same shapes are not the same base"
@@ -115,10 +92,10 @@ def loads(artefact: Artefact, device: torch.device) -> str:
     tokenizer = load_tokenizer(name if own or not artefact.base else artefact.base)
     model = _load_foreign(artefact, keys).to(device)
     if artefact.adapter is not None:
-        found = set(saved_tensors(model))
-        if missing := sorted(found - set(keys)):
+        missing, more = misplaced(model, keys)
+        if missing:
             raise TrainingError(f"{name}: tensor {missing[0]} is missing in the adapter")
-        if more := sorted(key for key in set(keys) - found if "lora_" in key):
+        if more:
             raise TrainingError(f"{name}: tensor {more[0]} has no place in {artefact.base}")
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]], device=device)
     with torch.no_grad():
@@ -143,12 +120,6 @@ def _load_foreign(artefact: Artefact, keys: dict[str, list[int]]) -> Any:
         return load_adapter(
             name, adapter or {}, AutoPeftModelForSequenceClassification, num_labels=labels[0]
         )
-
-
-def is_classifier(directory: Path) -> bool:
-    """Whether a whole model scores, by its config.json."""
-    kinds = (manifest.read_json(directory / "config.json") or {}).get("architectures") or [""]
-    return str(kinds[0]).endswith("ForSequenceClassification")
 
 
 def reload_arguments(artefact: Artefact) -> dict[str, Any]:
