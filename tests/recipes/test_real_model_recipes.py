@@ -99,7 +99,7 @@ def write_rows(folder: Path, rows: list[dict]) -> Path:
 
 def varied(completion_ids: list[list[int]], **columns: Any) -> list[float]:
     """A reward that differs from one completion of a random model to the next."""
-    return [len(set(ids)) / 10 for ids in completion_ids]
+    return [sum(ids) % 7 / 7 for ids in completion_ids]
 
 
 def two_steps(
