@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from toolkit.models.chatml import TokenizerChange, add_chatml
 from toolkit.models.ollama import modelfile, turns_of
 from toolkit.models.vllm_adapter import vllm_obstacles, vllm_rank
 
+ROOT = Path(__file__).resolve().parents[2]
 CHATML_FILE = '''FROM ./model.gguf
 TEMPLATE """{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system
 {{ .Content }}<|im_end|>
@@ -62,6 +65,15 @@ def test_a_template_without_system_messages_and_with_a_bos_token(words):
     assert text is not None
     assert "<bos>" not in text, "Ollama adds it"
     assert "system" not in text
+
+
+def test_the_docs_name_one_release_of_the_converter_and_the_file_that_is_written(words):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"git clone --depth 1 --branch b\d+ https://github\.com/ggml-org/llama\.cpp", text
+    )
+    assert "convert_hf_to_gguf.py my-assistant --outfile my-assistant/model.gguf" in text
+    assert f"```\n{modelfile(words, ['<|im_end|>'])}```" in text
 
 
 @pytest.mark.parametrize(

@@ -125,18 +125,18 @@ def log_probabilities(model, sequences):
     return found
 
 
-def assert_round_trip(folder, out, kind=AutoPeftModelForCausalLM, **quantized):
+def assert_round_trip(folder, out, **quantized):
     """Plain PEFT gives what was in memory; `verify` passes; plain transformers gives it merged."""
     expected = expected_of(folder)
     wanted = [number for row in expected["numbers"] for number in row]
     # bitsandbytes would round to bfloat16 on a CPU that can
-    again = keep_unpacked(kind.from_pretrained(folder, **quantized))
+    again = keep_unpacked(AutoPeftModelForCausalLM.from_pretrained(folder, **quantized))
     assert_close(log_probabilities(again, expected["probe"]), wanted, tolerance=1e-4)
     findings = list(verify(folder))
     assert [finding.said for finding in findings if not finding.passed] == []
     assert "numbers" in {finding.check for finding in findings}
     assert toolkit.merge(folder, out).metrics["effect"] > 1e-3
-    plain = kind.from_pretrained(folder) if quantized else again
+    plain = AutoPeftModelForCausalLM.from_pretrained(folder) if quantized else again
     merged = AutoModelForCausalLM.from_pretrained(out)
     assert_close(
         logits(merged, expected["probe"]), logits(plain, expected["probe"]), tolerance=1e-4
