@@ -177,6 +177,11 @@ def check(words: list[str]) -> int:
     _, recipe = with_recipe(arguments, words)
     stages = ", ".join(stage.name for stage in recipe.stages)
     print(f"{recipe.path}: every key is known and in range ({stages})")
+    if any(stage.get("push_to_hub") for stage in recipe.stages):
+        from toolkit.stages import pushing
+
+        for line in pushing.checked(recipe):
+            print(line)
     return 0
 
 

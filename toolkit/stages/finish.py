@@ -20,6 +20,8 @@ from toolkit.models.load import adapter_config, load_tokenizer
 from toolkit.models.saved_files import KEPT, check_finite
 from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
+from toolkit.recipe.sharing import FROM_HUB
+from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.terminal import ProgressLine, note
@@ -84,7 +86,10 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
     note_start(trainer)
+    pusher = pusher_of(trainer, recipe)
+    restore(recipe, directory)
     asked = recipe["resume_from_checkpoint"]
+    asked = None if asked == FROM_HUB else asked
     if asked and not Path(asked).is_dir():
         raise RecipeError(
             f"resume_from_checkpoint: no folder {asked}; leave the key out, and the newest whole "
@@ -113,6 +118,8 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         ) from error
     finally:
         progress.stop()
+        if pusher is not None:
+            pusher.finish()
     if checkpoint:
         count_all(trainer, state_of(checkpoint).global_step)
 
