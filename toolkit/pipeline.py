@@ -21,6 +21,7 @@ from toolkit.stages import pushing, terminal
 from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import is_first_process, meet, processes
 from toolkit.stages.resources import Usage
+from toolkit.stages.trackers import keep_private
 
 REPORT = "report.json"
 RANKED = "ranked.jsonl"
@@ -144,7 +145,12 @@ def build(stage: str, **keys: Any) -> Any:
     module = stage_module(stage)
     if not hasattr(module, "build"):
         raise RecipeError(f"stage {stage!r} trains nothing, so there is no trainer to build")
-    return module.build(recipe.stages[0], output_dir=recipe.output_dir, earlier={}, **objects)
+    (only,) = recipe.stages
+    trainer = module.build(only, output_dir=recipe.output_dir, earlier={}, **objects)
+    if pushing.pushes(only):
+        terminal.note("push_to_hub: a trainer from toolkit.build pushes nothing; run the stage, or push")
+    keep_private(trainer, only)
+    return trainer
 
 
 def run_recipe(

@@ -21,15 +21,15 @@ from toolkit.artifacts.hub import ASKED_FOR_S, BYTES_PER_SECOND, SECONDS, cleane
 from toolkit.artifacts.hub_commit import again
 from toolkit.artifacts.hub_errors import sentence
 from toolkit.artifacts.manifest import STARTED, changed_inputs, read_json, write_json
-from toolkit.artifacts.outgoing import BELOW, SETTINGS, WEIGHTS, check_secrets, without_paths
+from toolkit.artifacts.outgoing import BELOW, WEIGHTS, check_secrets, without_paths
 from toolkit.errors import HubError, RecipeError
 
 LAST = "last-checkpoint"  # transformers' name for the newest
 STATE = "trainer_state.json"
 RESUMABLE = (STATE, "optimizer.pt", "scheduler.pt")
 ALLOWED = (
-    *WEIGHTS, *SETTINGS, *RESUMABLE, "model.safetensors.index.json", "scaler.pt", "rng_state.pth",
-    "rng_state_*.pth",
+    *WEIGHTS, *RESUMABLE, "model.safetensors.index.json", "adapter_config.json", "config.json",
+    "scaler.pt", "rng_state.pth", "rng_state_*.pth",
 )  # fmt: skip
 """What is pushed and pulled of a checkpoint, besides the inputs of its stage."""
 

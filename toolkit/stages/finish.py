@@ -25,6 +25,7 @@ from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.terminal import ProgressLine, note
+from toolkit.stages.trackers import keep_private
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
 PROBE_TOKENS = 128
@@ -86,6 +87,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
     note_start(trainer)
+    keep_private(trainer, recipe)
     pusher = pusher_of(trainer, recipe)
     restore(recipe, directory)
     asked = recipe["resume_from_checkpoint"]
