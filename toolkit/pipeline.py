@@ -148,7 +148,9 @@ def build(stage: str, **keys: Any) -> Any:
     (only,) = recipe.stages
     trainer = module.build(only, output_dir=recipe.output_dir, earlier={}, **objects)
     if pushing.pushes(only):
-        terminal.note("push_to_hub: a trainer from toolkit.build pushes nothing; run the stage, or push")
+        terminal.note(
+            "push_to_hub: a trainer from toolkit.build pushes nothing; run the stage, or push"
+        )
     keep_private(trainer, only)
     return trainer
 

@@ -1,17 +1,22 @@
 """Checkpoints that are pushed while a stage trains, and training that goes on from them elsewhere."""
 
 import json
+import pickle
 import shutil
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
+from trl import SFTTrainer
 
-import toolkit
 from tests.hub_stand_in import Fault, in_process
 from tests.unit.test_pipeline import sft
-from toolkit.errors import HubError, RecipeError
-from toolkit.stages import pushing
+from toolkit.artifacts.hub_checkpoint import checkpoint_files, pull_checkpoint
+from toolkit.errors import HubError, RecipeError, TrainingError
+from toolkit.stages import checkpoint_push
 
 KEYS = {
     "max_steps": 4, "save_steps": 1, "save_strategy": "steps", "lora_dropout": 0.1,
@@ -30,30 +35,23 @@ def hub(monkeypatch):
         yield hub
 
 
-class Stopped(Exception):
-    """A notebook that is lost."""
+class Lost(Exception):
+    """The machine is gone."""
 
 
-@pytest.fixture
-def lose(monkeypatch):
-    """Make every run end in the middle of a step; gives how to let them go on."""
+def lost_at(step, run):
+    """Run until a step of the training, in which the machine is lost."""
+    whole = SFTTrainer.training_step
 
-    def at(step, **given):
-        from trl import SFTTrainer
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Lost
+        return whole(self, *args, **kwargs)
 
-        whole = SFTTrainer.training_step
-
-        def training_step(self, *args, **kwargs):
-            if self.state.global_step == step:
-                raise Stopped
-            return whole(self, *args, **kwargs)
-
-        monkeypatch.setattr(SFTTrainer, "training_step", training_step)
-        with pytest.raises(Stopped):
-            given.pop("run")()
-        monkeypatch.setattr(SFTTrainer, "training_step", whole)
-
-    return at
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SFTTrainer, "training_step", training_step)
+        with pytest.raises(Lost):
+            run()
 
 
 def files(hub, below):
@@ -65,13 +63,11 @@ def weights(run):
     return load_file(run / "adapter_model.safetensors")
 
 
-def test_what_is_lost_is_taken_up_on_a_bare_machine(
-    hub, lose, tiny_base, chats, tmp_path, capsys
-):
+def test_what_is_lost_is_taken_up_on_a_bare_machine(hub, tiny_base, chats, tmp_path, capsys):
     """To the bit: weights, optimizer, random numbers and position all come back."""
     whole = sft(tiny_base, chats, tmp_path / "whole", **KEYS).output_dir
     keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True}
-    lose(3, run=lambda: sft(tiny_base, chats, tmp_path / "one" / "run", **keys))
+    lost_at(3, lambda: sft(tiny_base, chats, tmp_path / "one" / "run", **keys))
     assert files(hub, "last-checkpoint") == RESUMED
     assert hub["me/run"].private
     tree = hub["me/run"].at("main")[1]
@@ -88,7 +84,158 @@ def test_what_is_lost_is_taken_up_on_a_bare_machine(
     assert done.metrics["steps"] == 4
     assert not list(run.glob(".hub-*"))
     assert not (run / "training_args.bin").exists()
-    assert "checkpoint-4" in capsys.readouterr().out or True
     tree = hub["me/run"].at("main")[1]
     assert tree["adapter_model.safetensors"] == (run / "adapter_model.safetensors").read_bytes()
     assert json.loads(tree["last-checkpoint/trainer_state.json"])["global_step"] == 4
+
+
+def test_a_push_that_fails_is_told_counted_and_tried_again(hub, tiny_base, chats, tmp_path, capsys):
+    hub.fault = lambda name: Fault(403) if name == "commit" and hub.calls["commit"] <= 2 else None
+    keys = KEYS | PUSH | {"hub_strategy": "all_checkpoints", "hub_always_push": True}
+    done = sft(tiny_base, chats, tmp_path / "run", **keys, save_total_limit=4)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("checkpoint-1 was not pushed (your token may not write to me/run") == 2
+    assert "tried again at the next save" in printed
+    assert "checkpoints pushed to me/run: 4; tries that failed: 2" in printed
+    assert done.metrics["steps"] == 4
+    for number in range(1, 5):
+        assert files(hub, f"checkpoint-{number}") == RESUMED
+
+
+def test_a_checkpoint_that_the_trainer_removes_is_pushed_all_the_same(
+    hub, tiny_base, chats, tmp_path, monkeypatch
+):
+    """Upload and training go on side by side, and the Trainer keeps one checkpoint."""
+    keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "save_total_limit": 1, "max_steps": 3}
+    begun, saved = threading.Event(), threading.Event()
+    push = checkpoint_push.push_checkpoint
+
+    def slow(copy, *args, **kwargs):
+        if copy.name == "checkpoint-1":
+            begun.set()
+            assert saved.wait(60)
+            assert not (tmp_path / "run" / "checkpoint-1").exists()
+        return push(copy, *args, **kwargs)
+
+    class Watch(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                assert begun.wait(60)
+                saved.set()
+
+    monkeypatch.setattr(checkpoint_push, "push_checkpoint", slow)
+    sft(tiny_base, chats, tmp_path / "run", **keys, callbacks=[Watch()])
+    state = json.loads(hub["me/run"].at("main")[1]["last-checkpoint/trainer_state.json"])
+    assert state["global_step"] == 3
+    trees = hub["me/run"].commits.values()
+    steps = [json.loads(tree["last-checkpoint/trainer_state.json"])["global_step"]
+             for tree in trees if "last-checkpoint/trainer_state.json" in tree]  # fmt: skip
+    assert 1 in steps
+
+
+def test_weights_in_training_go_where_the_finished_ones_go(hub, tiny_base, chats, tmp_path):
+    keys = KEYS | PUSH | {"hub_strategy": "every_save", "hub_always_push": True, "max_steps": 2}
+    hub.add("me/run", {"stage.json": b"of another", "optimizer.pt": b"mine"}, private=True)
+    sft(tiny_base, chats, tmp_path / "run", **keys)
+    first, *_, last = [tree for tree in hub["me/run"].commits.values() if "README.md" in tree]
+    assert b"Still in training" in first["README.md"]
+    assert "stage.json" not in first
+    assert first["adapter_model.safetensors"] != last["adapter_model.safetensors"]
+    assert b"Still in training" not in last["README.md"]
+    assert "stage.json" in last
+    assert last["optimizer.pt"] == b"mine"
+    assert not any(b"training_args" in name.encode() for name in last)
+
+
+def test_of_what_lies_in_a_repository_only_what_resumes_is_pulled(hub, tiny_base, chats, tmp_path):
+    keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True, "max_steps": 2}
+    lost_at(1, lambda: sft(tiny_base, chats, tmp_path / "one" / "run", **keys))
+    tree = dict(hub["me/run"].at("main")[1])
+    more = {
+        f"last-checkpoint/{name}": b"evil" for name in ("training_args.bin", "x/y.py", "run.sh")
+    }
+    hub.add("me/run", tree | more | {"checkpoint-9/optimizer.pt": b"not whole"})
+    run = tmp_path / "run"
+    lost_at(1, lambda: sft(tiny_base, chats, run, **keys, resume_from_checkpoint="hub"))
+    assert {path.name for path in (run / "checkpoint-1").iterdir()} == RESUMED - {"started.json"}
+
+
+def test_a_pickle_that_runs_code_is_not_read(hub, tiny_base, chats, tmp_path):
+    keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True, "max_steps": 2}
+    lost_at(1, lambda: sft(tiny_base, chats, tmp_path / "one" / "run", **keys))
+    code = pickle.dumps(Evil(str(tmp_path / "ran")), protocol=2)
+    hub.add("me/run", dict(hub["me/run"].at("main")[1]) | {"last-checkpoint/optimizer.pt": code})
+    with pytest.raises(TrainingError, match="UnpicklingError: Weights only load failed"):
+        sft(tiny_base, chats, tmp_path / "run", **keys, resume_from_checkpoint="hub")
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_a_checkpoint_of_another_run_is_refused(hub, tiny_base, chats, tmp_path):
+    keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True, "max_steps": 2}
+    lost_at(1, lambda: sft(tiny_base, chats, tmp_path / "one" / "run", **keys))
+    keys |= {"learning_rate": 0.5, "resume_from_checkpoint": "hub"}
+    with pytest.raises(RecipeError, match=r"another run \(learning_rate: 0.01 → 0.5\)"):
+        sft(tiny_base, chats, tmp_path / "run", **keys)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_with_nothing_to_resume_from_training_begins(hub, tiny_base, chats, tmp_path, capsys):
+    keys = {"max_steps": 1, "resume_from_checkpoint": "hub", "hub_model_id": "me/none"}
+    done = sft(tiny_base, chats, tmp_path / "run", **keys)
+    assert "me/none is not there, so there is nothing to resume from" in capsys.readouterr().out
+    assert done.metrics["steps"] == 1
+    assert not hub.repositories
+
+
+def test_a_hub_that_fails_while_pulling_is_said(hub, tiny_base, chats, tmp_path):
+    hub.fault = lambda name: Fault(403) if name == "info" else None
+    keys = {"max_steps": 1, "resume_from_checkpoint": "hub", "hub_model_id": "me/none"}
+    with pytest.raises(HubError, match="resume_from_checkpoint: your token may not"):
+        sft(tiny_base, chats, tmp_path / "run", **keys)
+
+
+def test_checkpoints_go_to_no_public_repository(hub, tiny_base, chats, tmp_path):
+    hub.add("me/run", {"README.md": b""})
+    keys = KEYS | PUSH | {"hub_strategy": "checkpoint"}
+    with pytest.raises(HubError, match="me/run is public; checkpoints go to a private one alone"):
+        sft(tiny_base, chats, tmp_path / "run", **keys)
+    assert not (tmp_path / "run").exists(), "before anything is trained"
+
+
+def test_a_best_checkpoint_comes_along(hub, tmp_path):
+    state = {"global_step": 4, "best_model_checkpoint": "/far/away/checkpoint-2"}
+    whole = {"optimizer.pt": b"o", "scheduler.pt": b"s", "adapter_model.safetensors": b"a"}
+    tree = {f"checkpoint-{n}/{name}": c for n in (2, 4) for name, c in whole.items()}
+    tree |= {f"checkpoint-{n}/trainer_state.json": json.dumps(state).encode() for n in (2, 4)}
+    hub.add("me/run", tree | {"checkpoint-10/optimizer.pt": b"half"}, private=True)
+    found = pull_checkpoint("me/run", tmp_path)
+    assert found == tmp_path / "checkpoint-4"
+    pulled = json.loads((found / "trainer_state.json").read_text())
+    assert pulled["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").read_bytes() == b"a"
+    assert pull_checkpoint("me/run", tmp_path) is None, "it is here already"
+
+
+def test_every_process_finds_its_random_numbers(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    (checkpoint / "value").mkdir(parents=True)
+    for name in (*RESUMED, "rng_state_0.pth", "rng_state_1.pth", "scaler.pt", "training_args.bin",
+                 "value/adapter_model.safetensors", "value/tokenizer.json"):  # fmt: skip
+        (checkpoint / name).write_bytes(b"{}")
+    wanted = RESUMED - {"started.json"} | {
+        "rng_state_0.pth", "rng_state_1.pth", "scaler.pt", "value/adapter_model.safetensors"
+    }  # fmt: skip
+    assert set(checkpoint_files(checkpoint, tmp_path)) == wanted
+    (checkpoint / "scheduler.pt").unlink()
+    with pytest.raises(HubError, match=r"incomplete: scheduler.pt is missing"):
+        checkpoint_files(checkpoint, tmp_path)

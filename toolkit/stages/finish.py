@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             "per_device_train_batch_size (global_batch_size keeps the training the same), "
             "max_length, or load the base in 4-bit with load_in_4bit: true"
         ) from error
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, NotImplementedError, UnpicklingError) as error:
         said = " ".join(str(error).split())
         raise TrainingError(
             f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
