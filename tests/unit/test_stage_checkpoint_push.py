@@ -220,7 +220,7 @@ def test_a_best_checkpoint_comes_along(hub, tmp_path):
     hub.add("me/run", tree | {"checkpoint-10/optimizer.pt": b"half"}, private=True)
     found = pull_checkpoint("me/run", tmp_path)
     assert found == tmp_path / "checkpoint-4"
-    pulled = json.loads((found / "trainer_state.json").read_text())
+    pulled = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert pulled["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").read_bytes() == b"a"
     assert pull_checkpoint("me/run", tmp_path) is None, "it is here already"

@@ -1,6 +1,7 @@
 """What a tracker is shown of a run: no local paths, and no repository that not everybody may see."""
 
 import json
+from typing import Any
 
 import pytest
 from transformers import TrainerCallback
@@ -18,7 +19,7 @@ class Tracker(TrainerCallback):
     def __init__(self):
         self.seen = []
 
-    def see(self, args, state, control, model=None, logs=None, **kwargs):
+    def see(self, args, state, control, model: Any = None, logs=None, **kwargs):
         adapters = {name: config.to_dict() for name, config in model.peft_config.items()}
         told = [args.to_dict(), args.to_sanitized_dict(), model.config.to_dict(), adapters, logs]
         text = args.to_json_string() + model.config.to_json_string()

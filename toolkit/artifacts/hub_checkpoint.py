@@ -168,7 +168,10 @@ class Pull:
             if all(f"{name}/{file}" in self.files for file in RESUMABLE)
             and (number := self.steps(name)).isdecimal()
         ]
-        return max(whole)[::-1] if whole else None
+        if not whole:
+            return None
+        steps, name = max(whole)
+        return name, steps
 
     def steps(self, name: str) -> str:
         """How many steps a folder's name, or the state in it, says; "" for no checkpoint."""

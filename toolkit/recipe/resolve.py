@@ -160,7 +160,7 @@ def _pipeline(document: Document, changes: Sequence[Change], path: Path, default
 
 def _for_stage(given: Given, name: str) -> Given:
     """The repository of one stage, where the pipeline names one for all."""
-    words = given.value if isinstance(given.value, list) else [given.value]
+    words: list[Any] = given.value if given.origin == "flag" else [given.value]
     if len(words) != 1 or not isinstance(words[0], str):
         return given
     own = f"{words[0]}-{name}"

@@ -160,7 +160,8 @@ class Shown:
 @contextmanager
 def names_hidden(model: Any, rename: Callable[[str], str]) -> Iterator[None]:
     """Inside the block, a model's configs do not say where it came from."""
-    config, adapters = getattr(model, "config", None), getattr(model, "peft_config", None)
+    config: Any = getattr(model, "config", None)
+    adapters: Any = getattr(model, "peft_config", None)
     name = getattr(config, "_name_or_path", None)
     try:
         if name:
