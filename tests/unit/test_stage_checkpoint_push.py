@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
-from trl import SFTTrainer
+from transformers import Trainer, TrainerCallback
 
-from tests.hub_stand_in import Fault, in_process
+import toolkit
+from tests import tiny
+from tests.hub_stand_in import Fault, environment, in_process, running
+from tests.launch import two_processes
+from tests.tiny_ppo import quiet
 from tests.unit.test_pipeline import sft
 from toolkit.artifacts.hub_checkpoint import checkpoint_files, pull_checkpoint
 from toolkit.errors import HubError, RecipeError, TrainingError
@@ -41,7 +44,7 @@ class Lost(Exception):
 
 def lost_at(step, run):
     """Run until a step of the training, in which the machine is lost."""
-    whole = SFTTrainer.training_step
+    whole = Trainer.training_step
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step:
@@ -49,7 +52,7 @@ def lost_at(step, run):
         return whole(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SFTTrainer, "training_step", training_step)
+        patch.setattr(Trainer, "training_step", training_step)
         with pytest.raises(Lost):
             run()
 
@@ -239,3 +242,46 @@ def test_every_process_finds_its_random_numbers(tmp_path):
     (checkpoint / "scheduler.pt").unlink()
     with pytest.raises(HubError, match=r"incomplete: scheduler.pt is missing"):
         checkpoint_files(checkpoint, tmp_path)
+
+
+@pytest.mark.slow
+@quiet
+def test_ppo_goes_on_elsewhere_critic_and_all(hub, tiny_base, tmp_path):
+    rows = [{"prompt": f"{'ab' * (index % 4)}{index}"} for index in range(8)]
+    keys = {
+        "model_name_or_path": str(tiny_base), "lora_r": 4, "reward_funcs": ["repetition"],
+        "dataset_name": str(tiny.save_rows(tmp_path / "prompts.jsonl", rows)), "max_steps": 4,
+        "num_iterations": 1, "per_device_train_batch_size": 4, "max_completion_length": 6,
+        "save_steps": 1, "save_strategy": "steps", "learning_rate": 1e-2, "report_to": "none",
+    }  # fmt: skip
+    whole = toolkit.ppo(**keys, output_dir=str(tmp_path / "whole")).output_dir
+    keys |= PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True}
+    lost_at(3, lambda: toolkit.ppo(**keys, output_dir=str(tmp_path / "one" / "run")))
+    assert "value/adapter_model.safetensors" in files(hub, "last-checkpoint")
+    shutil.rmtree(tmp_path / "one")
+    keys |= {"resume_from_checkpoint": "hub", "output_dir": str(tmp_path / "run")}
+    run = toolkit.ppo(**keys).output_dir
+    assert (run / "checkpoint-3").is_dir()
+    for place in (".", "value"):
+        before, after = weights(whole / place), weights(run / place)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in after.items())
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_elsewhere(tiny_base, chats, tmp_path, monkeypatch):
+    keys = KEYS | PUSH | {"hub_strategy": "all_checkpoints", "hub_always_push": True, "lora_r": 4}
+    keys |= {"model_name_or_path": tiny_base, "dataset_name": chats, "max_steps": 3}
+    words = [w for key, value in keys.items() for w in (f"--{key}", value)]
+    with running() as hub:
+        for name, value in environment(hub, tmp_path / "cache").items():
+            monkeypatch.setenv(name, value)
+        two_processes("sft", *words, "--output_dir", tmp_path / "one")
+        assert {"rng_state_0.pth", "rng_state_1.pth"} <= files(hub, "checkpoint-2")
+        tree = hub["me/run"].at("main")[1]
+        early = {path: content for path, content in tree.items() if "checkpoint-3/" not in path}
+        hub.add("me/run", early)
+        words += ["--resume_from_checkpoint", "hub"]
+        printed = two_processes("sft", *words, "--output_dir", tmp_path / "two")
+    assert "checkpoint-2 was pulled from me/run" in printed
+    before, after = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in after.items())
