@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
@@ -15,7 +16,7 @@ import toolkit
 from tests import tiny
 from tests.hub_stand_in import Fault, environment, in_process, running
 from tests.launch import two_processes
-from tests.tiny_ppo import quiet
+from tests.tiny_ppo import odd, quiet
 from tests.unit.test_pipeline import sft
 from toolkit.artifacts.hub_checkpoint import checkpoint_files, pull_checkpoint
 from toolkit.errors import HubError, RecipeError, TrainingError
@@ -150,6 +151,38 @@ def test_weights_in_training_go_where_the_finished_ones_go(hub, tiny_base, chats
     assert not any(b"training_args" in name.encode() for name in last)
 
 
+def test_in_a_pipeline_each_stage_has_its_own(hub, tiny_base, chats, tmp_path, capsys):
+    """The finished stage comes back to the bit, so that the next one's checkpoint is of this run."""
+    keys = KEYS | {
+        "model_name_or_path": str(tiny_base), "dataset_name": str(chats), "lora_r": 4,
+        "max_steps": 2, "push_to_hub": True, "hub_model_id": "me/run", "report_to": "none",
+        "hub_strategy": "checkpoint", "hub_always_push": True, "resume_from_checkpoint": "hub",
+        "stages": [{"stage": "sft", "name": "a"}, {"stage": "sft", "name": "b", "start_from": "a"}],
+    }  # fmt: skip
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(keys))
+    whole = Trainer.training_step
+    steps = []
+
+    def second_stage_is_lost(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 4:
+            raise Lost
+        return whole(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "training_step", second_stage_is_lost)
+        with pytest.raises(Lost):
+            toolkit.run(recipe, output_dir=str(tmp_path / "one" / "run"))
+        shutil.rmtree(tmp_path / "one")
+        capsys.readouterr()
+        toolkit.run(recipe, output_dir=str(tmp_path / "run"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "checkpoint-2 was pulled from me/run-a" in printed
+    assert "checkpoint-1 was pulled from me/run-b" in printed
+    assert steps == [0, 1, 0, 1, 1], "no step is taken twice but the one that was lost"
+
+
 def test_of_what_lies_in_a_repository_only_what_resumes_is_pulled(hub, tiny_base, chats, tmp_path):
     keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True, "max_steps": 2}
     lost_at(1, lambda: sft(tiny_base, chats, tmp_path / "one" / "run", **keys))
@@ -249,7 +282,7 @@ def test_every_process_finds_its_random_numbers(tmp_path):
 def test_ppo_goes_on_elsewhere_critic_and_all(hub, tiny_base, tmp_path):
     rows = [{"prompt": f"{'ab' * (index % 4)}{index}"} for index in range(8)]
     keys = {
-        "model_name_or_path": str(tiny_base), "lora_r": 4, "reward_funcs": ["repetition"],
+        "model_name_or_path": str(tiny_base), "lora_r": 4, "reward_funcs": [odd],
         "dataset_name": str(tiny.save_rows(tmp_path / "prompts.jsonl", rows)), "max_steps": 4,
         "num_iterations": 1, "per_device_train_batch_size": 4, "max_completion_length": 6,
         "save_steps": 1, "save_strategy": "steps", "learning_rate": 1e-2, "report_to": "none",
