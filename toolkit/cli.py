@@ -275,6 +275,7 @@ def push(words: list[str]) -> int:
     arguments.add_argument("--revision", help="the branch; made where there is none")
     arguments.add_argument("--dry-run", action="store_true", help="show it, and change nothing")
     arguments.add_argument("--timeout", type=seconds, dest="seconds", metavar="SECONDS")
+    arguments.add_argument("--share-samples", action="store_true", help="name what is private")
     parsed = arguments.parse_args(words)
     from toolkit.artifacts import hub
 
@@ -282,6 +283,7 @@ def push(words: list[str]) -> int:
         done = hub.push(
             folder, parsed.repo, private=parsed.private, revision=parsed.revision,
             dry_run=parsed.dry_run, seconds=parsed.seconds, trained=parsed.folder,
+            share_samples=parsed.share_samples,
             tell=lambda line: print(f"  {line}", file=sys.stderr),
         )  # fmt: skip
     for name, size in done.files.items():

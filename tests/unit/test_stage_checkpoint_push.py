@@ -14,11 +14,11 @@ from transformers import Trainer, TrainerCallback
 
 import toolkit
 from tests import tiny
-from tests.hub_stand_in import Fault, environment, in_process, running
+from tests.hub_stand_in import TOKEN, Fault, environment, in_process, running
 from tests.launch import two_processes
 from tests.tiny_ppo import odd, quiet
 from tests.unit.test_pipeline import sft
-from toolkit.artifacts.hub_checkpoint import checkpoint_files, pull_checkpoint
+from toolkit.artifacts.hub_checkpoint import checkpoint_files, pull_checkpoint, push_checkpoint
 from toolkit.errors import HubError, RecipeError, TrainingError
 from toolkit.stages import checkpoint_push
 
@@ -260,6 +260,21 @@ def test_a_best_checkpoint_comes_along(hub, tmp_path):
     assert pulled["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").read_bytes() == b"a"
     assert pull_checkpoint("me/run", tmp_path) is None, "it is here already"
+
+
+def test_a_folder_holds_one_checkpoint_and_the_finished_model_stays(hub, tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    for name in RESUMED - {"started.json"}:
+        (checkpoint / name).write_bytes(b"{}")
+    there = {"last-checkpoint/rng_state_7.pth": b"", "adapter_model.safetensors": b"finished"}
+    hub.add("me/run", there, private=True)
+    push_checkpoint(checkpoint, "me/run", "last-checkpoint")
+    assert files(hub, "last-checkpoint") == RESUMED - {"started.json"}
+    assert hub["me/run"].at("main")[1]["adapter_model.safetensors"] == b"finished"
+    (checkpoint / "optimizer.pt").write_text(f"token {TOKEN}")
+    with pytest.raises(HubError, match=r"optimizer.pt: looks as if it held a secret"):
+        push_checkpoint(checkpoint, "me/run", "last-checkpoint")
 
 
 def test_every_process_finds_its_random_numbers(tmp_path):

@@ -167,6 +167,19 @@ def test_what_would_be_refused_after_training_is_said_before(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_adapter_for_a_private_base_is_not_made_public(hub, chats):
+    hub.add("me/base", {}, private=True)
+    hub.add("org/base", {})
+    keys = {"dataset_name": str(chats), "push_to_hub": True, "hub_private_repo": False}
+    for base, said in (("org/base", None), ("me/base", "the base me/base is private")):
+        recipe = recipe_from_keywords("sft", **keys, model_name_or_path=base)
+        if said is None:
+            assert pushing.checked(recipe) == ["me/sft: your token may write there"]
+            continue
+        with pytest.raises(HubError, match=said):
+            pushing.checked(recipe)
+
+
 @pytest.mark.parametrize("token", [None, "hf_" + "b2" * 17], ids=["none", "unknown"])
 def test_without_a_token_that_the_hub_knows_nothing_is_trained(
     token, hub, tiny_base, chats, tmp_path, monkeypatch

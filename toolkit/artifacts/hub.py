@@ -101,7 +101,7 @@ def push(
     if repo.count("/") != 1:
         raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
     with (
-        _safe_at(folder, repo, private=private, revision=revision),
+        _safe_at(folder, repo, private, revision, share_samples),
         tempfile.TemporaryDirectory() as scratch,
     ):
         files, notes = prepare(
@@ -322,11 +322,14 @@ def in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _safe_at(folder: Path, repo: str, *, private: bool, revision: str | None) -> Any:
+def _safe_at(
+    folder: Path, repo: str, private: bool, revision: str | None, share_samples: bool
+) -> Any:
     """Say behind every failure that nothing is lost, and how to repeat."""
     words = ["toolkit", "push", str(folder), repo]
     words += [] if private else ["--no-private"]
     words += ["--revision", revision] if revision else []
+    words += ["--share-samples"] if share_samples else []
     try:
         yield
     except HubError as error:

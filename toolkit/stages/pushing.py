@@ -44,7 +44,7 @@ def with_repositories(recipe: Recipe) -> Recipe:
     who = from_first(hub_access.account() if is_first_process() else None)
     named = with_ids(recipe, who)
     if is_first_process():
-        hub_access.check_writable(targets(named), who)
+        check(named, who)
     return named
 
 
@@ -83,15 +83,29 @@ def default_name(recipe: Recipe, stage: StageRecipe) -> str:
     return name[: LONGEST // 2].strip("-.") or "model"
 
 
-def targets(recipe: Recipe) -> list[hub_access.Target]:
-    """Every repository that a recipe with whole ids pushes to."""
-    return [
+def check(recipe: Recipe, who: Mapping[str, Any]) -> list[hub_access.Target]:
+    """Every repository that a recipe with whole ids pushes to, once it is sure that it may.
+
+    Raises:
+        HubError: if a push would be refused, as far as that is known before training.
+    """
+    targets = [
         hub_access.Target(
             stage.name, stage["hub_model_id"], is_private(stage), stage["hub_strategy"] in RESUMABLE
         )
         for stage in recipe.stages
         if pushes(stage)
     ]
+    hub_access.check_writable(targets, who)
+    open_ones = [stage for stage in recipe.stages if pushes(stage) and not is_private(stage)]
+    bases = {str(stage.get("model_name_or_path")) for stage in open_ones if stage.get("use_peft")}
+    _, hidden = hub.ask_about([("model", base) for base in bases if hub.is_id(base)], note)
+    if hidden:
+        raise HubError(
+            f"hub_private_repo: false: the base {hidden[0]} is private, so nobody could load an "
+            "adapter for it, and its name would be told; leave the key out"
+        )
+    return targets
 
 
 def checked(recipe: Recipe) -> list[str]:
@@ -105,8 +119,7 @@ def checked(recipe: Recipe) -> list[str]:
         return []
     try:
         who = hub_access.account()
-        found = targets(with_ids(recipe, who))
-        hub_access.check_writable(found, who)
+        found = check(with_ids(recipe, who), who)
     except hub_access.Unreachable as error:
         return [f"unchecked: whether a push would be allowed ({error})"]
     return [f"{target.repo}: your token may write there" for target in found]
