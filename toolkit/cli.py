@@ -98,7 +98,7 @@ def overview() -> str:
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit merge DIR --output OUT",
         "                            an adapter inside its base, as one whole model",
-        "  toolkit push DIR NAMESPACE/NAME [--merged] [--no-private] [--revision R] [--dry-run]",
+        "  toolkit push DIR NAMESPACE/NAME [--merged] [--no-private] [--dry-run]",
         "                            to the Hub: what was trained, its card, no secrets",
         "  toolkit env               versions and devices, for a bug report",
         "",

@@ -274,7 +274,7 @@ def test_a_base_that_does_not_fit_again_is_told_and_verified_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(finish.proof, "prove", no_room)
-        with pytest.raises(TrainingError, match="does not fit into memory again.* toolkit verify"):
+        with pytest.raises(TrainingError, match=r"does not fit into memory again.* toolkit verify"):
             toolkit.sft(
                 model_name_or_path=str(tiny_base), dataset_name=str(chats),
                 output_dir=str(tmp_path / "run"), **QUICK,

@@ -4,12 +4,12 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, constants
@@ -100,10 +100,7 @@ def push(
         raise UsageError(f"{repo}: {error}") from error
     if repo.count("/") != 1:
         raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
-    with (
-        _safe_at(folder, repo, private, revision, share_samples),
-        tempfile.TemporaryDirectory() as scratch,
-    ):
+    with _safe_at(folder, repo, private, revision, share_samples), TemporaryDirectory() as scratch:
         files, notes = prepare(
             folder, repo, Path(scratch), private=private, trained=trained,
             share_samples=share_samples, tell=tell,
