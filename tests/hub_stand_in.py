@@ -4,6 +4,7 @@ It listens on 127.0.0.1 only. Large files go the way of Git LFS; Xet is not spok
 """
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -17,9 +18,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub.utils._http import close_session, default_client_factory
+
+from toolkit.artifacts import hub as pushing
+from toolkit.artifacts import hub_access, hub_checkpoint, hub_commit
+from toolkit.errors import HubError
+
 TOKEN = "hf_" + "a1" * 17
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 CALLS = {
+    "whoami": r"GET /api/whoami-v2",
     "create": r"POST /api/repos/create",
     "validate": r"POST /api/validate-yaml",
     "preupload": r"POST /api/(models|datasets)/(.+)/preupload/([^/]+)",
@@ -91,6 +100,7 @@ class Hub:
         fault: called with the name of every call; gives what goes wrong with it, if anything.
         calls: how often each call was made.
         created: the body of every call that created a repository.
+        account: what whoami answers.
     """
 
     def __init__(self) -> None:
@@ -99,6 +109,11 @@ class Hub:
         self.fault: Callable[[str], Fault | None] = lambda name: None
         self.calls: Counter[str] = Counter()
         self.created: list[dict[str, Any]] = []
+        self.account: dict[str, Any] = {
+            "name": "me",
+            "orgs": [{"name": "org", "roleInOrg": "write"}],
+            "auth": {"accessToken": {"role": "write"}},
+        }
         self.lock = threading.Lock()
         self.endpoint = ""
 
@@ -212,6 +227,10 @@ class Answers(BaseHTTPRequestHandler):
 
     def on_alive(self) -> None:
         self.answer(200)
+
+    def on_whoami(self) -> None:
+        signed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        self.answer(200 if signed else 401, self.hub.account if signed else b"")
 
     def on_create(self) -> None:
         asked = json.loads(self.body)
@@ -371,6 +390,36 @@ def running() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def in_process(monkeypatch: Any) -> Iterator[Hub]:
+    """A Hub that this process takes for the Hub, with waits cut to a thousandth."""
+    with running() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        api = functools.partial(HfApi, endpoint=hub.endpoint)
+        for module in (pushing, hub_commit, hub_access, hub_checkpoint):
+            monkeypatch.setattr(module, "HfApi", api)
+        monkeypatch.setattr(pushing, "in_a_process", in_this_process)
+        monkeypatch.setattr(hub_checkpoint, "in_a_process", in_this_process)
+        sleep = time.sleep
+        monkeypatch.setattr(time, "sleep", lambda s: sleep(s if s < 1 else s / 1000))
+        yield hub
+        set_client_factory(default_client_factory)
+        close_session()
+
+
+def in_this_process(job: Any) -> dict[str, Any]:
+    """What `toolkit.artifacts.hub.in_a_process` does, here."""
+    ended = hub_commit.carry_out(job, lambda line: None)
+    if "error" in ended:
+        raise HubError(ended["error"])
+    return ended
 
 
 def environment(hub: Hub | str, home: Any, token: str = TOKEN) -> dict[str, str]:

@@ -98,7 +98,7 @@ def overview() -> str:
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit merge DIR --output OUT",
         "                            an adapter inside its base, as one whole model",
-        "  toolkit push DIR NAMESPACE/NAME [--merged] [--no-private] [--revision R] [--dry-run]",
+        "  toolkit push DIR NAMESPACE/NAME [--merged] [--no-private] [--dry-run]",
         "                            to the Hub: what was trained, its card, no secrets",
         "  toolkit env               versions and devices, for a bug report",
         "",
@@ -177,6 +177,11 @@ def check(words: list[str]) -> int:
     _, recipe = with_recipe(arguments, words)
     stages = ", ".join(stage.name for stage in recipe.stages)
     print(f"{recipe.path}: every key is known and in range ({stages})")
+    if any(stage.get("push_to_hub") for stage in recipe.stages):
+        from toolkit.stages import pushing
+
+        for line in pushing.checked(recipe):
+            print(line)
     return 0
 
 
@@ -270,6 +275,7 @@ def push(words: list[str]) -> int:
     arguments.add_argument("--revision", help="the branch; made where there is none")
     arguments.add_argument("--dry-run", action="store_true", help="show it, and change nothing")
     arguments.add_argument("--timeout", type=seconds, dest="seconds", metavar="SECONDS")
+    arguments.add_argument("--share-samples", action="store_true", help="name what is private")
     parsed = arguments.parse_args(words)
     from toolkit.artifacts import hub
 
@@ -277,6 +283,7 @@ def push(words: list[str]) -> int:
         done = hub.push(
             folder, parsed.repo, private=parsed.private, revision=parsed.revision,
             dry_run=parsed.dry_run, seconds=parsed.seconds, trained=parsed.folder,
+            share_samples=parsed.share_samples,
             tell=lambda line: print(f"  {line}", file=sys.stderr),
         )  # fmt: skip
     for name, size in done.files.items():

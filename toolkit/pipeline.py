@@ -3,7 +3,7 @@
 import importlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
 from toolkit.recipe.keys import TRAINING
-from toolkit.stages import terminal
+from toolkit.stages import pushing, terminal
 from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import is_first_process, meet, processes
 from toolkit.stages.resources import Usage
+from toolkit.stages.trackers import keep_private
 
 REPORT = "report.json"
 RANKED = "ranked.jsonl"
@@ -144,7 +145,14 @@ def build(stage: str, **keys: Any) -> Any:
     module = stage_module(stage)
     if not hasattr(module, "build"):
         raise RecipeError(f"stage {stage!r} trains nothing, so there is no trainer to build")
-    return module.build(recipe.stages[0], output_dir=recipe.output_dir, earlier={}, **objects)
+    (only,) = recipe.stages
+    trainer = module.build(only, output_dir=recipe.output_dir, earlier={}, **objects)
+    if pushing.pushes(only):
+        terminal.note(
+            "push_to_hub: a trainer from toolkit.build pushes nothing; run the stage, or push"
+        )
+    keep_private(trainer, only)
+    return trainer
 
 
 def run_recipe(
@@ -158,19 +166,50 @@ def run_recipe(
         objects: what Python gave in place of names, for a recipe of one stage.
     """
     terminal.hide_library_bars()
+    recipe = pushing.with_repositories(recipe)
     result = RunResult(recipe.output_dir)
     earlier: dict[str, Path] = {}
+    unpushed: dict[str, str] = {}
     for stage in recipe.stages:
         folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
         result.stages[stage.name] = run_one(
             recipe, stage, folder, earlier, overwrite=overwrite, objects=objects or {}
         )
         earlier[stage.name] = folder
+        if processes() == 1:
+            push(stage, folder, unpushed)
         meet()
     if recipe.is_pipeline and is_first_process():
         gather_reports(recipe)
         after_run(recipe)
+    for stage in pushed_last(recipe):
+        push(stage, earlier[stage.name], unpushed)
+    if unpushed:
+        raise HubError("; ".join(unpushed.values()))
     return result
+
+
+def push(stage: StageRecipe, folder: Path, unpushed: dict[str, str]) -> None:
+    """Push a finished stage; the stages after it run all the same if that fails.
+
+    Args:
+        stage: its recipe.
+        folder: where it is.
+        unpushed: what went wrong, by stage; it is told when all stages are finished.
+    """
+    unpushed.pop(stage.name, None)
+    if is_first_process() and (failure := pushing.push_finished(stage, folder)) is not None:
+        unpushed[stage.name] = failure
+
+
+def pushed_last(recipe: Recipe) -> Sequence[StageRecipe]:
+    """The stages that are pushed when all are finished.
+
+    Of several processes, the others would wait for the first one's pushes longer than they may. And
+    what an exam found of a stage before it stands in that stage's card.
+    """
+    exams = [at for at, stage in enumerate(recipe.stages) if stage.stage == "evaluate"]
+    return recipe.stages if processes() > 1 else recipe.stages[: exams[-1] if exams else 0]
 
 
 def gather_reports(recipe: Recipe) -> None:

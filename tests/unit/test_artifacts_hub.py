@@ -7,13 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from huggingface_hub import constants, set_client_factory, snapshot_download
-from huggingface_hub.utils._http import close_session, default_client_factory
+from huggingface_hub import constants, snapshot_download
 
-from tests.hub_stand_in import TOKEN, Fault, Hub, environment, running
+from tests.hub_stand_in import Fault, Hub, environment, in_process
 from toolkit import cli
 from toolkit.artifacts import hub as pushing
 from toolkit.artifacts import hub_commit
@@ -25,37 +23,11 @@ PUBLIC = {"README.md": b"a base"}
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """An empty Hub that this process takes for the Hub, with waits cut to a thousandth."""
-    with running() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(pushing, "HfApi", api := lambda: hub_api(hub))
-        monkeypatch.setattr(hub_commit, "HfApi", api)
-        monkeypatch.setattr(pushing, "in_a_process", in_this_process)
-        sleep = time.sleep
-        monkeypatch.setattr(time, "sleep", lambda s: sleep(s if s < 1 else s / 1000))
+def hub(monkeypatch: pytest.MonkeyPatch):
+    """A Hub with a public base that this process takes for the Hub."""
+    with in_process(monkeypatch) as hub:
         hub.add("org/base", PUBLIC, card={"license": "apache-2.0"})
         yield hub
-        set_client_factory(default_client_factory)
-        close_session()
-
-
-def hub_api(hub: Hub) -> Any:
-    from huggingface_hub import HfApi
-
-    return HfApi(endpoint=hub.endpoint)
-
-
-def in_this_process(job: Any) -> dict[str, Any]:
-    ended = hub_commit.carry_out(job, lambda line: None)
-    if "error" in ended:
-        raise HubError(ended["error"])
-    return ended
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, constants
@@ -100,10 +100,7 @@ def push(
         raise UsageError(f"{repo}: {error}") from error
     if repo.count("/") != 1:
         raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
-    with (
-        _safe_at(folder, repo, private=private, revision=revision),
-        tempfile.TemporaryDirectory() as scratch,
-    ):
+    with _safe_at(folder, repo, private, revision, share_samples), TemporaryDirectory() as scratch:
         files, notes = prepare(
             folder, repo, Path(scratch), private=private, trained=trained,
             share_samples=share_samples, tell=tell,
@@ -322,11 +319,14 @@ def in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _safe_at(folder: Path, repo: str, *, private: bool, revision: str | None) -> Any:
+def _safe_at(
+    folder: Path, repo: str, private: bool, revision: str | None, share_samples: bool
+) -> Any:
     """Say behind every failure that nothing is lost, and how to repeat."""
     words = ["toolkit", "push", str(folder), repo]
     words += [] if private else ["--no-private"]
     words += ["--revision", revision] if revision else []
+    words += ["--share-samples"] if share_samples else []
     try:
         yield
     except HubError as error:

@@ -54,6 +54,8 @@ class Push:
         revision: the branch, made from `main` where there is none.
         deadline: when no more is begun, by `time.monotonic`.
         message: of the commit.
+        below: the folder of the repository that is brought to the files, and no other place; "" for
+            where a model lies.
         tell: called with one line when something is tried again.
         digests: of the files, once they were read.
         seen: every head that was found, and its files.
@@ -66,6 +68,7 @@ class Push:
     revision: str
     deadline: float
     message: str = "Push of a trained model"
+    below: str = ""
     tell: Callable[[str], Any] = lambda line: None
     digests: dict[tuple[str, bool], str] = field(default_factory=dict)
     seen: list[tuple[str, dict[str, RepoFile]]] = field(default_factory=list)
@@ -144,7 +147,8 @@ class Push:
 
         An adapter's files beside a merged model's would be loaded on top of it.
         """
-        return is_ours(path) and path not in self.files
+        ours = path.startswith(f"{self.below}/") if self.below else is_ours(path)
+        return ours and path not in self.files
 
     def differing(self, present: Mapping[str, RepoFile]) -> list[str]:
         """The files that the Hub does not have, or has with other bytes."""
@@ -245,8 +249,9 @@ def carry_out(job: Mapping[str, Any], tell: Callable[[str], Any]) -> dict[str, A
     logging.set_verbosity_error()
     set_client_factory(lambda: bounded_client(deadline))
     files = {name: Path(path) for name, path in job["files"].items()}
+    more = {key: job[key] for key in ("message", "below") if key in job}
     push = Push(
-        HfApi(), job["repo"], files, job["private"], job["revision"], deadline, tell=tell
+        HfApi(), job["repo"], files, job["private"], job["revision"], deadline, tell=tell, **more
     )  # fmt: skip
     try:
         return push.run()

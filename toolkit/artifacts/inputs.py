@@ -16,6 +16,8 @@ from toolkit.recipe.keys import ADAPTER
 # Keys that change where things go or what is shown, not what is trained.
 NEUTRAL = {
     "output_dir", "run_name", "report_to", "project", "trackio_space_id", "resume_from_checkpoint",
+    "trackio_bucket_id", "trackio_static_space_id", "share_samples", "log_completions",
+    "log_completions_hub_repo", "log_unique_prompts", "num_completions_to_print",
     "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "log_level",
     "log_level_replica", "disable_tqdm", "save_total_limit", "save_steps", "save_strategy",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push",

@@ -25,6 +25,12 @@ ALLOWED = (
     "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 """What is pushed of a folder, besides the card and stage.json, which are written for the push."""
+OF_THE_HUB = (
+    "push_to_hub", "hub_model_id", "hub_revision", "hub_strategy", "hub_private_repo",
+    "hub_always_push", "share_samples", "resume_from_checkpoint", "log_completions_hub_repo",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+)  # fmt: skip
+"""Keys that say where this user's things go; who trains it once more has places of his own."""
 BELOW = ("", "value/")  # PPO's value adapter lies in a folder of its own
 SECRETS = {
     "Hugging Face": ("hf_", rb"hf_[A-Za-z0-9]{30,}"),
@@ -72,7 +78,9 @@ def allowed_files(folder: Path) -> dict[str, Path]:
 
 def is_ours(path: str) -> bool:
     """Whether a path in a repository is one that a push writes, and may therefore remove."""
-    return any(fnmatch.fnmatch(path, below + part) for below in BELOW for part in ALLOWED)
+    return path == MANIFEST or any(
+        fnmatch.fnmatch(path, below + part) for below in BELOW for part in ALLOWED
+    )
 
 
 def left_out(folder: Path, allowed: Mapping[str, Path]) -> list[str]:
@@ -143,7 +151,7 @@ def _position(data: mmap.mmap, start: bytes, whole: re.Pattern[bytes]) -> int | 
 
 
 def without_paths(value: Any, rename: Callable[[str], str]) -> Any:
-    """JSON with every local path cut down to its last part, and without rows of data.
+    """JSON with every local path cut down to its last part, without rows of data and `OF_THE_HUB`.
 
     Args:
         value: what is to be pushed.
@@ -153,7 +161,7 @@ def without_paths(value: Any, rename: Callable[[str], str]) -> Any:
         return {
             public(str(key), rename, key=True): without_paths(item, rename)
             for key, item in value.items()
-            if not (key in ("rows", "samples") and isinstance(item, list))
+            if key not in OF_THE_HUB and not (key in ("rows", "samples") and isinstance(item, list))
         }
     if isinstance(value, list | tuple):
         return [without_paths(item, rename) for item in value]

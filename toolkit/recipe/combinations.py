@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.keys import ADAPTER, did_you_mean
+from toolkit.recipe.sharing import check_sharing
 
 Where = Callable[[str], str]
 # Keys of dataset_name that TRL does not read beside datasets: their default, and what is meant.
@@ -40,6 +41,7 @@ def check_combinations(
             raise RecipeError(f"{where('')}: stage 'evaluate' needs tasks, a list of mappings")
         return
     _check_data(stage, written, where, given)
+    check_sharing(written, where)
     rewarded = {"reward_funcs", "environment_factory", "rollout_func"} & {*given, *written}
     if stage in ("grpo", "ppo", "rank") and not rewarded:
         raise RecipeError(

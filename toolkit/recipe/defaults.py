@@ -30,6 +30,8 @@ def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:
         ours["disable_dropout"] = True  # with it, a policy's ratio to itself is not 1
     if stage == "ppo":
         ours |= {"num_generations": 1, "beta": 0.05, "num_iterations": 4}
+    if written.get("push_to_hub"):
+        ours |= {"hub_private_repo": True, "hub_strategy": "end"}  # what is proved, for you alone
     if stage in ADAPTED:
         ours["use_peft"] = True
         if written.get("use_peft", True):

@@ -72,6 +72,12 @@ TRAINING_KEYS = (
         "What one optimizer step sees on any number of devices; the accumulation is derived.",
     ),
     _own("dataset_revision", "str | None", None, "The revision of dataset_name on the Hub."),
+    _own(
+        "share_samples",
+        "bool",
+        False,
+        "Whether completions, local paths and names of private repositories may leave this machine.",
+    ),
 )
 ADAPTER_KEYS = (
     _own(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +25,9 @@ from toolkit.recipe.yaml_file import Document, read
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,96}")
 # A word of `of`, and files of a run.
 RESERVED = ("base", "recipe.yaml", "report.json", "report.html", "report.md")
+
+
+HUB_ID = "hub_model_id"
 
 
 class Draft(NamedTuple):
@@ -141,6 +145,8 @@ def _pipeline(document: Document, changes: Sequence[Change], path: Path, default
         known = keys_of(draft.stage)
         keys = {k: v for k, v in shared.items() if k in known} | draft.keys
         keys |= {k: v for k, v in general.items() if k in known} | own
+        if HUB_ID in keys and HUB_ID not in (own if HUB_ID in general else draft.keys | own):
+            keys[HUB_ID] = _for_stage(keys[HUB_ID], draft.name)
         if "output_dir" in keys:
             raise RecipeError(
                 f"{keys['output_dir'].where}: output_dir belongs at the top of a pipeline; the "
@@ -150,6 +156,15 @@ def _pipeline(document: Document, changes: Sequence[Change], path: Path, default
         places = _places(stages[-1].where, draft.place)
         check_references(stages[-1].written, places, names[:index], names[index:])
     return Recipe(path, output_dir, tuple(stages), True)
+
+
+def _for_stage(given: Given, name: str) -> Given:
+    """The repository of one stage, where the pipeline names one for all."""
+    words: list[Any] = given.value if given.origin == "flag" else [given.value]
+    if len(words) != 1 or not isinstance(words[0], str):
+        return given
+    own = f"{words[0]}-{name}"
+    return replace(given, value=[own] if given.origin == "flag" else own)
 
 
 def _drafts(document: Document) -> list[Draft]:

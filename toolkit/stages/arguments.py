@@ -1,6 +1,6 @@
 """TRL's configuration of a stage: the recipe's keys, and what the device here needs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,6 +89,21 @@ def refusals(recipe: StageRecipe) -> Iterator[None]:
         raise RecipeError(f"stage {recipe.name!r}: {said} (--debug shows where)") from error
 
 
+def never_pushing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What keeps the Trainer from pushing by itself: it would send all that lies in the folder.
+
+    `hub_private_repo` stays: trackers make Spaces, and TRL a data set of completions, by it.
+    """
+    of_ours = ("hub_model_id", "hub_revision", "resume_from_checkpoint")
+    private = arguments.get("hub_private_repo")
+    return {
+        "push_to_hub": False,
+        "hub_strategy": "end",
+        "hub_always_push": False,
+        "hub_private_repo": True if private is None else private,
+    } | dict.fromkeys(of_ours)
+
+
 def build_arguments(
     recipe: StageRecipe,
     config_class: type[Config],
@@ -113,7 +128,7 @@ def build_arguments(
     arguments: dict[str, Any] = (
         written | device_arguments(recipe) | batch_arguments(recipe) | changed
     )
-    arguments |= {"output_dir": str(output_dir), "disable_tqdm": True}
+    arguments |= {"output_dir": str(output_dir), "disable_tqdm": True} | never_pushing(arguments)
     with refusals(recipe):
         built = config_class(**arguments)
     if processes() == 1 and built.n_gpu > 1:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from toolkit.models import adapters, digests, proof
 from toolkit.models.load import adapter_config
 from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
+from toolkit.recipe.sharing import FROM_HUB
+from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.proved import Saved
 from toolkit.stages.terminal import ProgressLine, note
+from toolkit.stages.trackers import keep_private
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
 PROBE_TOKENS = 64
@@ -55,7 +59,11 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
     note_start(trainer)
+    keep_private(trainer, recipe)
+    pusher = pusher_of(trainer, recipe)
+    restore(recipe, directory)
     asked = recipe["resume_from_checkpoint"]
+    asked = None if asked == FROM_HUB else asked
     if asked and not Path(asked).is_dir():
         raise RecipeError(
             f"resume_from_checkpoint: no folder {asked}; leave the key out, and the newest whole "
@@ -76,7 +84,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             "per_device_train_batch_size (global_batch_size keeps the training the same), "
             "max_length, or load the base in 4-bit with load_in_4bit: true"
         ) from error
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, NotImplementedError, UnpicklingError) as error:
         said = " ".join(str(error).split())
         raise TrainingError(
             f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
@@ -84,6 +92,8 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         ) from error
     finally:
         progress.stop()
+        if pusher is not None:
+            pusher.finish()
     if checkpoint:
         count_all(trainer, state_of(checkpoint).global_step)
 

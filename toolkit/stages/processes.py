@@ -4,9 +4,11 @@ The launcher says so in the environment, before anything is loaded.
 """
 
 import os
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 
 def processes() -> int:
@@ -22,6 +24,11 @@ def process_index() -> int:
 def is_first_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return process_index() == 0
+
+
+def is_first_of_machine() -> bool:
+    """Whether this process is the one that writes to this machine's disk."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def on_cpu() -> bool:
@@ -41,3 +48,11 @@ def meet() -> None:
     """Wait until every process is here."""
     if processes() > 1:
         PartialState(cpu=on_cpu()).wait_for_everyone()
+
+
+def from_first(value: Any) -> Any:
+    """What the first process gives here, in every process."""
+    if processes() == 1:
+        return value
+    PartialState(cpu=on_cpu())
+    return broadcast_object_list([value])[0]
