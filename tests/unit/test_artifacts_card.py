@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from toolkit.artifacts.card import About, model_card
-from toolkit.artifacts.hub import hiding, names_in
+from toolkit.artifacts.hub_names import hiding, names_in
 from toolkit.artifacts.lineage import lineage
 from toolkit.artifacts.outgoing import allowed_files
 
@@ -42,12 +42,12 @@ def grpo(tmp_path: Path) -> Path:
     rows = [{"dataset_name": "org/chats", "revision": SHA, "split": "train", "rows": 2160}]
     sequences = {"train": {"mode": "the assistant's turns", "tokens": 900, "trained_tokens": 300}}
     write_stage(
-        run, "sft", recipe={"dataset_name": "org/chats", "learning_rate": 0.003},
+        run, "sft", recipe={"dataset_name": "org/chats", "learning_rate": 0.003, "logging_steps": 4, "use_peft": True},
         data=rows, sequences=sequences, inputs={},
     )  # fmt: skip
     problems = str(tmp_path / "problems.jsonl")
     folder = write_stage(
-        run, "grpo", recipe={"dataset_name": problems, "start_from": "sft", "max_steps": 36},
+        run, "grpo", recipe={"dataset_name": problems, "start_from": "sft", "max_steps": 36, "reward_funcs": ["answer"]},
         data=[{"dataset_name": problems, "revision": None, "split": "train", "rows": 480}],
         inputs={"from sft": "sha256:1"},
         verification={"verified": "fresh_load", "sequences": 4, "tokens": 225,
@@ -92,20 +92,22 @@ def test_the_metadata_is_what_the_hub_indexes(grpo):
 def test_a_reader_can_repeat_the_run(grpo):
     text = model_card(grpo, About("me/thing", LICENCES))
     for words in (
-        "A LoRA adapter of rank 8 for `org/base`: supervised fine-tuning, then GRPO.",
+        f"A LoRA adapter of rank 8 for `org/base` at `{SHA[:12]}`: supervised fine-tuning, then GRPO "
+        "towards `answer`.",
         'AutoPeftModelForCausalLM.from_pretrained("me/thing")',
-        f"| sft (sft) | org/base at {SHA[:12]} | `org/chats` at `{SHA[:12]}`, train, 2,160 rows | "
-        "the assistant's turns (300 of 900 tokens of one epoch) | 12,345 | 40 | 65 | 2 × cuda | "
-        "3.0 GiB |",
-        "| grpo (grpo) | sft | `problems.jsonl`, train, 480 rows |",
-        "- **sft**: learning_rate 0.003 (seed 7; torch 2.13.0, trl 1.16.0)",
-        "- **grpo**: max_steps 36 (seed 7;",
-        "| base | sums | 2.7% |",
-        "| grpo | sums | 87.4% | 81.0% – 92.0% | 90.0% | 160 | 16 |",
-        "over 4 sequences of 225 tokens the numbers differ by 0 at most",
-        "| base | org/base | apache-2.0 |",
-        "| data | org/chats | cc-by-4.0 |",
-        "| data | problems.jsonl | not stated",
+        f"| sft | supervised fine-tuning | `org/base` at `{SHA[:12]}` | `org/chats` at "
+        f"`{SHA[:12]}`, train, 2,160 rows | the assistant's turns (300 of 900 tokens of one epoch) |",
+        "| sft | 40 | 12,345 | 1 min 5 s | 2 × cuda | 3.0 GiB |",
+        "| grpo | GRPO | sft | `problems.jsonl`, train, 480 rows | its own answers, by `answer` |",
+        "- **sft**: `seed: 7`, `learning_rate: 0.003`, `use_peft: true`\n",
+        '- **grpo**: `seed: 7`, `max_steps: 36`, `reward_funcs: ["answer"]`\n',
+        "With torch 2.13.0, trl 1.16.0.",
+        "| base | sums | 2.7 % (81.0 – 92.0 %) |",
+        "| **grpo** | sums | 87.4 % (81.0 – 92.0 %) | 90.0 % | 160 × 16 |",
+        "of 4 sequences, 225 numbers differ by 0 at most (allowed: 1e-04)",
+        "| base | `org/base` | apache-2.0 |",
+        "| data | `org/chats` | cc-by-4.0 |",
+        "| data | `problems.jsonl` | not stated",
         "dataset_name: problems.jsonl",
         "It was trained to please a reward",
     ):
@@ -114,7 +116,9 @@ def test_a_reader_can_repeat_the_run(grpo):
 
 def test_no_local_path_and_no_private_name(grpo, tmp_path):
     names = names_in(grpo, allowed_files(grpo))
-    assert set(names) == {("model", "org/base"), ("dataset", "org/chats")}
+    assert set(names) == {
+        ("model", "org/base"), ("dataset", "org/chats"), ("dataset", "org/sums"),
+    }  # fmt: skip
     about = About("me/thing", {"org/base": "mit"}, hiding(["org/chats"]))
     text = model_card(grpo, about)
     assert str(tmp_path) not in text
@@ -148,7 +152,7 @@ def test_a_merged_model_keeps_the_lineage_of_its_adapter(grpo, tmp_path):
     text = model_card(merged, About("me/thing", LICENCES), trained=grpo)
     data = ModelCard(text).data.to_dict()
     assert (data["library_name"], data["base_model"]) == ("transformers", "org/base")
-    assert "A model trained from `org/base`: supervised fine-tuning, then GRPO." in text
+    assert f"A model trained from `org/base` at `{SHA[:12]}`: supervised fine-tuning, then" in text
     assert 'AutoModelForCausalLM.from_pretrained("me/thing")' in text
 
 

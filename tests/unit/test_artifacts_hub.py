@@ -16,7 +16,7 @@ from huggingface_hub.utils._http import close_session, default_client_factory
 from tests.hub_stand_in import TOKEN, Fault, Hub, environment, running
 from toolkit import cli
 from toolkit.artifacts import hub as pushing
-from toolkit.artifacts import hub_commit
+from toolkit.artifacts import hub_commit, hub_names
 from toolkit.errors import HubError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(pushing, "HfApi", api := lambda: hub_api(hub))
+        monkeypatch.setattr(hub_names, "HfApi", api := lambda: hub_api(hub))
         monkeypatch.setattr(hub_commit, "HfApi", api)
         monkeypatch.setattr(pushing, "in_a_process", in_this_process)
         sleep = time.sleep

@@ -22,7 +22,7 @@ ALLOWED = (
     *WEIGHTS, *SETTINGS, "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "spiece.model", "sentencepiece.bpe.model", "preprocessor_config.json", "processor_config.json",
-    "chat_template.jinja", "additional_chat_templates/*.jinja",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "plots/*.png",
 )  # fmt: skip
 """What is pushed of a folder, besides the card and stage.json, which are written for the push."""
 BELOW = ("", "value/")  # PPO's value adapter lies in a folder of its own
