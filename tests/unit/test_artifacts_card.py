@@ -1,6 +1,7 @@
 """The model card: what a reader finds in it, and that the Hub's own rules accept it."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from toolkit.artifacts.card import About, model_card
-from toolkit.artifacts.hub_names import hiding, names_in
+from toolkit.artifacts.hub_names import WITHHELD, hiding, names_in
 from toolkit.artifacts.lineage import lineage
 from toolkit.artifacts.outgoing import allowed_files
 
@@ -125,6 +126,101 @@ def test_no_local_path_and_no_private_name(grpo, tmp_path):
     assert "org/chats" not in text
     assert "`(a private repository)` at" in text
     assert "datasets" not in ModelCard(text).data.to_dict()
+
+
+def test_every_repository_of_the_run_is_looked_up(grpo):
+    """The recipe on the card is that of the whole run, stages beside the lineage included."""
+    run = grpo.parent
+    stages = [
+        {"stage": "sft", "name": "sft", "dataset_name": "org/chats"},
+        {"stage": "dpo", "name": "dpo", "start_from": "sft", "datasets": [{"path": "org/mix"}]},
+        {
+            "stage": "ppo", "name": "ppo", "start_from": "org/start",
+            "reward_funcs": ["answer", {"name": "adapter:org/judge", "weight": 2}, "adapter:sft"],
+            "value_start_from": "org/critic", "dataset_name": "problems.jsonl",
+        },
+        {"stage": "evaluate", "name": "exam", "of": ["base", "sft", "org/rival"],
+         "tasks": [{"name": "sums", "few_shot": "org/shown"}, {"few_shot": [{"text": "a"}]}]},
+    ]  # fmt: skip
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    names = names_in(grpo, allowed_files(grpo))
+    assert {name for kind, name in names if kind == "model"} == {
+        "org/base", "org/start", "org/judge", "org/critic", "org/rival",
+    }  # fmt: skip
+    assert {name for kind, name in names if kind == "dataset"} == {
+        "org/chats", "org/mix", "org/shown", "org/sums",
+    }  # fmt: skip
+    hidden = ["org/mix", "org/judge", "org/critic", "org/rival", "org/shown"]
+    text = model_card(grpo, About("me/thing", LICENCES, hiding(hidden)))
+    assert not [name for name in hidden if name in text]
+    assert "org/chats" in text
+
+
+def test_a_private_name_is_hidden_as_a_whole_word():
+    rename = hiding(["org/base", "org/base-chat", "rows"])
+    assert rename("org/base-chat over org/base.") == f"{WITHHELD} over {WITHHELD}."
+    assert rename("org/base-7b my-org/base org/base.v2 480 rows") == (
+        f"org/base-7b my-org/base org/base.v2 480 {WITHHELD}"
+    )
+    assert rename("adapter:org/base at 012") == f"adapter:{WITHHELD} at 012"
+    assert hiding([])("org/base") == "org/base"
+
+
+def test_a_policy_of_ppo_names_its_judge_and_does_not_come_from_it(grpo):
+    run = grpo.parent
+    write_stage(run, "reward", recipe={"start_from": "sft"}, inputs={"from sft": "sha256:1"},
+                pairs={"train": {"pairs": 4770, "prompts": 335}})  # fmt: skip
+    ppo = write_stage(
+        run, "ppo", recipe={"start_from": "sft", "reward_funcs": ["adapter:reward"]},
+        inputs={"from sft": "sha256:1", "from reward": "sha256:2"},
+    )  # fmt: skip
+    text = model_card(ppo, About("me/thing", LICENCES))
+    assert "supervised fine-tuning, then PPO towards `adapter:reward`." in text
+    assert "| reward | reward modelling | sft |" in text
+    assert "which of two answers is better: 4,770 pairs, 335 prompts" in text
+    tags = ModelCard(text).data.to_dict()["tags"]
+    assert "ppo" in tags
+    assert "reward" not in tags
+
+
+def test_a_reward_model_is_measured_on_held_out_pairs(grpo):
+    pairs = {"accuracy": 0.97768, "low": 0.949, "high": 0.99, "pairs": 3160, "prompts": 223}
+    folder = write_stage(
+        grpo.parent, "reward", recipe={}, metrics={"pairs": pairs, "num_tokens": None},
+        data=[{"dataset_name": "org/chats", "revision": SHA, "rows": 10}],
+    )  # fmt: skip
+    card = ModelCard(model_card(folder, About("me/thing", LICENCES)))
+    assert "Of 3,160 pairs of answers to 223 prompts" in str(card)
+    assert "97.8 % right (95 % interval 94.9 – 99.0 %" in str(card)
+    assert card.data.eval_results is not None
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.dataset_revision, result.metric_value) == (
+        "org/chats", SHA, 0.9777,
+    )  # fmt: skip
+
+
+def test_rows_that_an_earlier_stage_made_say_so_after_the_run_was_moved(grpo):
+    run = grpo.parent
+    write_stage(run, "rank", recipe={}, metrics={}, inputs={"from sft": "sha256:1"})
+    (run / "rank" / "ranked.jsonl").write_text("")
+    made = "/gone/one/rank/ranked.jsonl"
+    dpo = write_stage(
+        run, "dpo", recipe={"start_from": "sft", "dataset_name": made},
+        data=[{"dataset_name": made, "rows": 9}],
+        inputs={"from sft": "sha256:1", f"data {made}": "sha256:3"},
+    )  # fmt: skip
+    assert [stage["name"] for stage in lineage(dpo)] == ["sft", "rank", "dpo"]
+    text = model_card(dpo, About("me/thing", LICENCES))
+    assert "`ranked.jsonl` of stage rank, train, 9 rows" in text
+    assert "| data | `ranked.jsonl`" not in text
+
+
+def test_no_table_is_wide(grpo):
+    """A page of the Hub shows some 110 letters; of a row's longest texts, which wrap, six words."""
+    lines = model_card(grpo, About("me/thing", LICENCES)).splitlines()
+    heads = [line for line, below in pairwise(lines) if below[:5] == "| ---"]
+    assert len(heads) == 4
+    assert all(head.count("|") <= 7 and len(head) < 80 for head in heads)
 
 
 def test_an_adapter_that_was_trained_elsewhere(grpo):

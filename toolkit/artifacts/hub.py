@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -90,19 +91,15 @@ def push(
         HubError: if anything goes wrong; it says where the model is and how to repeat.
     """
     folder = Path(folder).expanduser()
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UsageError(f"{repo}: {error}") from error
-    if repo.count("/") != 1:
-        raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
+    check_id(repo, folder)
+    began = time.monotonic()
     with (
         _safe_at(folder, repo, private=private, revision=revision),
         tempfile.TemporaryDirectory() as scratch,
     ):
         files, notes = prepare(
             folder, repo, Path(scratch), private=private, trained=trained,
-            share_samples=share_samples, tell=tell,
+            share_samples=share_samples, deadline=began + (seconds or SECONDS), tell=tell,
         )  # fmt: skip
         sizes = {name: path.stat().st_size for name, path in files.items()}
         page = f"{constants.ENDPOINT}/{repo}"
@@ -112,7 +109,8 @@ def push(
         ended = in_a_process(
             {
                 "repo": repo, "files": {name: str(path) for name, path in files.items()},
-                "private": private, "revision": revision or "main", "seconds": limit,
+                "private": private, "revision": revision or "main",
+                "seconds": max(limit - (time.monotonic() - began), 1),
             }
         )  # fmt: skip
     if ended["removed"]:
@@ -123,6 +121,20 @@ def push(
     return Pushed(repo, sizes, f"{page}/commit/{commit}", commit, ended["made"], notes)
 
 
+def check_id(repo: str, folder: Path) -> None:
+    """Refuse what is no id of a repository.
+
+    Raises:
+        UsageError: naming what is expected.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(f"{repo}: {error}") from error
+    if repo.count("/") != 1:
+        raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
+
+
 def prepare(
     folder: Path,
     repo: str,
@@ -131,6 +143,7 @@ def prepare(
     private: bool,
     trained: str | Path | None = None,
     share_samples: bool = False,
+    deadline: float | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Path], list[str]]:
     """The files of a push: those of the folder, and those that are written anew for it.
@@ -142,6 +155,7 @@ def prepare(
         private: whether the repository is private.
         trained: as of `push`.
         share_samples: as of `push`.
+        deadline: until when the Hub is asked, by `time.monotonic`; by default for ten minutes.
         tell: as of `push`.
 
     Returns:
@@ -158,7 +172,8 @@ def prepare(
         manifest["merged"] = read_json(folder / MERGED) or {}
     stays = left_out(folder, files)
     notes = [f"stays here: {', '.join(stays)}"] if stays else []
-    licences, hidden = ask_about(names_in(origin, files), tell)
+    deadline = deadline or time.monotonic() + SECONDS
+    licences, hidden = ask_about(names_in(origin, files), deadline, tell)
     rename = (lambda text: text) if share_samples else hiding(hidden)
     base = base_of(origin, read_json(folder / "adapter_config.json") or {})
     if base in hidden and not private and "adapter_config.json" in files:

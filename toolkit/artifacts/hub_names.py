@@ -1,5 +1,6 @@
 """The names of models and data sets that a push would tell: which of them not everybody may see."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from toolkit.artifacts.outgoing import is_local
 from toolkit.errors import HubError
 from toolkit.recipe.keys import ADAPTER
 
-SECONDS = 600  # for all questions together
 ASKED_FOR_S = 20
 WITHHELD = "(a private repository)"
 FILES = {".jsonl", ".json", ".csv", ".parquet", ".yaml"}  # no data set is called like one
@@ -87,21 +87,27 @@ def is_id(name: str) -> bool:
 
 
 def ask_about(
-    names: Sequence[tuple[str, str]], tell: Callable[[str], None]
+    names: Sequence[tuple[str, str]], deadline: float, tell: Callable[[str], None]
 ) -> tuple[dict[str, str], list[str]]:
     """The licences of what anyone may see, and the names of what not everyone may.
+
+    Args:
+        names: as of `names_in`.
+        deadline: when no more is asked, by `time.monotonic`.
+        tell: called with one line while something is tried again.
 
     Raises:
         HubError: if the Hub cannot be asked: then nobody knows what is private.
     """
     licences: dict[str, str] = {}
     hidden: list[str] = []
-    api, deadline = HfApi(), time.monotonic() + SECONDS
+    api = HfApi()
     for kind, name in names:
         ask = api.model_info if kind == "model" else api.dataset_info
 
         def call(ask: Callable[..., Any] = ask, name: str = name) -> Any:
-            return ask(name, token=False, timeout=ASKED_FOR_S)
+            left = max(deadline - time.monotonic(), 1)
+            return ask(name, token=False, timeout=min(ASKED_FOR_S, left))
 
         try:
             found = again(call, deadline, tell)
@@ -116,11 +122,7 @@ def ask_about(
 
 
 def hiding(names: Sequence[str]) -> Callable[[str], str]:
-    """Gives a text without the names of some repositories."""
-
-    def rename(text: str) -> str:
-        for name in names:
-            text = text.replace(name, WITHHELD)
-        return text
-
-    return rename
+    """Gives a text without the names of some repositories; longer names stay as they are."""
+    whole = [rf"(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)" for name in names]
+    pattern = re.compile("|".join(whole) or r"(?!)")
+    return lambda text: pattern.sub(WITHHELD, text)
