@@ -91,6 +91,7 @@ class Hub:
         fault: called with the name of every call; gives what goes wrong with it, if anything.
         calls: how often each call was made.
         created: the body of every call that created a repository.
+        card_errors: what it finds wrong with every card.
     """
 
     def __init__(self) -> None:
@@ -99,6 +100,7 @@ class Hub:
         self.fault: Callable[[str], Fault | None] = lambda name: None
         self.calls: Counter[str] = Counter()
         self.created: list[dict[str, Any]] = []
+        self.card_errors: list[str] = []
         self.lock = threading.Lock()
         self.endpoint = ""
 
@@ -228,7 +230,8 @@ class Answers(BaseHTTPRequestHandler):
             self.answer(200, {"url": f"{self.hub.endpoint}/{name}"})
 
     def on_validate(self) -> None:
-        self.answer(200, {"errors": [], "warnings": []})
+        errors = [{"message": message} for message in self.hub.card_errors]
+        self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def on_preupload(self, kind: str, name: str, revision: str) -> None:
         found = self.tree(kind, name, revision)

@@ -232,10 +232,16 @@ def bounded_client(deadline: float) -> Any:
             response.read()
             raise HfHubHTTPError("429: the Hub asks for a longer wait", response=response)
 
+    def refuse_unreadable(response: Any) -> None:
+        """Of the check of a card, huggingface_hub reads the answer as JSON before its status."""
+        if response.status_code in RETRIED and response.url.path.endswith("/validate-yaml"):
+            response.read()
+            raise HfHubHTTPError(f"{response.status_code}: the card", response=response)
+
     left = max(deadline - time.monotonic(), 1)
     client = default_client_factory()
     client.timeout = min(SILENCE_S, left)
-    client.event_hooks["response"].append(refuse_long_wait)
+    client.event_hooks["response"] += [refuse_long_wait, refuse_unreadable]
     return client
 
 
