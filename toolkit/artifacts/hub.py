@@ -26,12 +26,12 @@ from toolkit.artifacts.outgoing import (
     allowed_files,
     check_finished,
     check_paths,
-    check_secrets,
     is_local,
     left_out,
     without_paths,
 )
 from toolkit.artifacts.pictures import pictures_of
+from toolkit.artifacts.secret_search import check_secrets
 from toolkit.errors import HubError, ToolkitError, UsageError
 
 SECONDS = 600  # for what does not grow with the files

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.artifacts.card import About, exams_of
-from toolkit.artifacts.outgoing import check_secrets
 from toolkit.artifacts.plots import EXAM, PLOTS, draw_exam
+from toolkit.artifacts.secret_search import check_secrets
 from toolkit.errors import HubError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
