@@ -242,6 +242,14 @@ def test_what_passes_is_tried_again_after_the_head_was_read(hub, adapter):
     assert len(hub["org/thing"].commits) == 2
 
 
+def test_a_repository_whose_creation_was_not_answered_is_taken(hub, adapter):
+    left = [Fault(done=True), Fault(500), None]
+    hub.fault = lambda name: left.pop(0) if name == "create" and left else None
+    assert pushing.push(adapter, "org/thing").made
+    assert hub["org/thing"].private
+    assert hub.calls["create"] == 3
+
+
 def test_other_bytes_at_the_end_are_found(hub, adapter):
     def spoil(name: str) -> None:
         if name == "commit":

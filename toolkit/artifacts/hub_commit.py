@@ -97,7 +97,7 @@ class Push:
         try:
             found = self.again(lambda: self.api.model_info(self.repo))
         except RepositoryNotFoundError:
-            self.again(lambda: self.api.create_repo(self.repo, private=self.private, exist_ok=True))
+            self.again(self.create)
             found = self.again(lambda: self.api.model_info(self.repo))
         if self.private and not found.private:
             raise HubError(
@@ -109,6 +109,14 @@ class Push:
                 lambda: self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
             )
         return bool(found.private)
+
+    def create(self) -> None:
+        """Create the repository, unless a try whose answer was lost has made it."""
+        try:
+            self.api.create_repo(self.repo, private=self.private)
+        except HfHubHTTPError as error:
+            if status_of(error) != 409:
+                raise
 
     def look(self) -> tuple[str, dict[str, RepoFile]]:
         """The head of the branch and its files."""
