@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.utils._http import close_session, default_client_factory
 
 from toolkit.artifacts import hub as pushing
-from toolkit.artifacts import hub_access, hub_checkpoint, hub_commit
+from toolkit.artifacts import hub_access, hub_checkpoint, hub_commit, hub_names
 from toolkit.errors import HubError
 
 TOKEN = "hf_" + "a1" * 17
@@ -101,6 +101,7 @@ class Hub:
         calls: how often each call was made.
         created: the body of every call that created a repository.
         account: what whoami answers.
+        card_errors: what it finds wrong with every card.
     """
 
     def __init__(self) -> None:
@@ -114,6 +115,7 @@ class Hub:
             "orgs": [{"name": "org", "roleInOrg": "write"}],
             "auth": {"accessToken": {"role": "write"}},
         }
+        self.card_errors: list[str] = []
         self.lock = threading.Lock()
         self.endpoint = ""
 
@@ -247,7 +249,8 @@ class Answers(BaseHTTPRequestHandler):
             self.answer(200, {"url": f"{self.hub.endpoint}/{name}"})
 
     def on_validate(self) -> None:
-        self.answer(200, {"errors": [], "warnings": []})
+        errors = [{"message": message} for message in self.hub.card_errors]
+        self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def on_preupload(self, kind: str, name: str, revision: str) -> None:
         found = self.tree(kind, name, revision)
@@ -403,7 +406,7 @@ def in_process(monkeypatch: Any) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         api = functools.partial(HfApi, endpoint=hub.endpoint)
-        for module in (pushing, hub_commit, hub_access, hub_checkpoint):
+        for module in (hub_names, hub_commit, hub_access, hub_checkpoint):
             monkeypatch.setattr(module, "HfApi", api)
         monkeypatch.setattr(pushing, "in_a_process", in_this_process)
         monkeypatch.setattr(hub_checkpoint, "in_a_process", in_this_process)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
-from toolkit.artifacts import inputs, manifest
+from toolkit.artifacts import inputs, manifest, plots
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
@@ -256,6 +256,7 @@ def run_one(
         tell_defaults(stage)
         result = stage_module(stage.stage).run(stage, output_dir=folder, earlier=earlier, **objects)
         if is_first_process():
+            plots.draw(stage.stage, folder, terminal.note)
             write_manifest(stage, folder, given, result, usage)
     if is_first_process():
         after_stage(stage, folder)

@@ -1,6 +1,7 @@
 """The model card: what a reader finds in it, and that the Hub's own rules accept it."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from toolkit.artifacts.card import About, model_card
-from toolkit.artifacts.hub import hiding, names_in
+from toolkit.artifacts.hub_names import WITHHELD, hiding, names_in
 from toolkit.artifacts.lineage import lineage
 from toolkit.artifacts.outgoing import allowed_files
 
@@ -42,12 +43,12 @@ def grpo(tmp_path: Path) -> Path:
     rows = [{"dataset_name": "org/chats", "revision": SHA, "split": "train", "rows": 2160}]
     sequences = {"train": {"mode": "the assistant's turns", "tokens": 900, "trained_tokens": 300}}
     write_stage(
-        run, "sft", recipe={"dataset_name": "org/chats", "learning_rate": 0.003},
+        run, "sft", recipe={"dataset_name": "org/chats", "learning_rate": 0.003, "logging_steps": 4, "use_peft": True},
         data=rows, sequences=sequences, inputs={},
     )  # fmt: skip
     problems = str(tmp_path / "problems.jsonl")
     folder = write_stage(
-        run, "grpo", recipe={"dataset_name": problems, "start_from": "sft", "max_steps": 36},
+        run, "grpo", recipe={"dataset_name": problems, "start_from": "sft", "max_steps": 36, "reward_funcs": ["answer"]},
         data=[{"dataset_name": problems, "revision": None, "split": "train", "rows": 480}],
         inputs={"from sft": "sha256:1"},
         verification={"verified": "fresh_load", "sequences": 4, "tokens": 225,
@@ -92,20 +93,22 @@ def test_the_metadata_is_what_the_hub_indexes(grpo):
 def test_a_reader_can_repeat_the_run(grpo):
     text = model_card(grpo, About("me/thing", LICENCES))
     for words in (
-        "A LoRA adapter of rank 8 for `org/base`: supervised fine-tuning, then GRPO.",
+        f"A LoRA adapter of rank 8 for `org/base` at `{SHA[:12]}`: supervised fine-tuning, then GRPO "
+        "towards `answer`.",
         'AutoPeftModelForCausalLM.from_pretrained("me/thing")',
-        f"| sft (sft) | org/base at {SHA[:12]} | `org/chats` at `{SHA[:12]}`, train, 2,160 rows | "
-        "the assistant's turns (300 of 900 tokens of one epoch) | 12,345 | 40 | 65 | 2 × cuda | "
-        "3.0 GiB |",
-        "| grpo (grpo) | sft | `problems.jsonl`, train, 480 rows |",
-        "- **sft**: learning_rate 0.003 (seed 7; torch 2.13.0, trl 1.16.0)",
-        "- **grpo**: max_steps 36 (seed 7;",
-        "| base | sums | 2.7% |",
-        "| grpo | sums | 87.4% | 81.0% – 92.0% | 90.0% | 160 | 16 |",
-        "over 4 sequences of 225 tokens the numbers differ by 0 at most",
-        "| base | org/base | apache-2.0 |",
-        "| data | org/chats | cc-by-4.0 |",
-        "| data | problems.jsonl | not stated",
+        f"| sft | supervised fine-tuning | `org/base` at `{SHA[:12]}` | `org/chats` at "
+        f"`{SHA[:12]}`, train, 2,160 rows | the assistant's turns (300 of 900 tokens of one epoch) |",
+        "| sft | 40 | 12,345 | 1 min 5 s | 2 × cuda | 3.0 GiB |",
+        "| grpo | GRPO | sft | `problems.jsonl`, train, 480 rows | its own answers, by `answer` |",
+        "- **sft**: `seed: 7`, `learning_rate: 0.003`, `use_peft: true`\n",
+        '- **grpo**: `seed: 7`, `max_steps: 36`, `reward_funcs: ["answer"]`\n',
+        "With torch 2.13.0, trl 1.16.0.",
+        "| base | sums | 2.7 % (81.0 – 92.0 %) |",
+        "| **grpo** | sums | 87.4 % (81.0 – 92.0 %) | 90.0 % | 160 × 16 |",
+        "of 4 sequences, 225 numbers differ by 0 at most (allowed: 1e-04)",
+        "| base | `org/base` | apache-2.0 |",
+        "| data | `org/chats` | cc-by-4.0 |",
+        "| data | `problems.jsonl` | not stated",
         "dataset_name: problems.jsonl",
         "It was trained to please a reward",
     ):
@@ -114,13 +117,110 @@ def test_a_reader_can_repeat_the_run(grpo):
 
 def test_no_local_path_and_no_private_name(grpo, tmp_path):
     names = names_in(grpo, allowed_files(grpo))
-    assert set(names) == {("model", "org/base"), ("dataset", "org/chats")}
+    assert set(names) == {
+        ("model", "org/base"), ("dataset", "org/chats"), ("dataset", "org/sums"),
+    }  # fmt: skip
     about = About("me/thing", {"org/base": "mit"}, hiding(["org/chats"]))
     text = model_card(grpo, about)
     assert str(tmp_path) not in text
     assert "org/chats" not in text
     assert "`(a private repository)` at" in text
     assert "datasets" not in ModelCard(text).data.to_dict()
+
+
+def test_every_repository_of_the_run_is_looked_up(grpo):
+    """The recipe on the card is that of the whole run, stages beside the lineage included."""
+    run = grpo.parent
+    stages = [
+        {"stage": "sft", "name": "sft", "dataset_name": "org/chats"},
+        {"stage": "dpo", "name": "dpo", "start_from": "sft", "datasets": [{"path": "org/mix"}]},
+        {
+            "stage": "ppo", "name": "ppo", "start_from": "org/start",
+            "reward_funcs": ["answer", {"name": "adapter:org/judge", "weight": 2}, "adapter:sft"],
+            "value_start_from": "org/critic", "dataset_name": "problems.jsonl",
+        },
+        {"stage": "evaluate", "name": "exam", "of": ["base", "sft", "org/rival"],
+         "tasks": [{"name": "sums", "few_shot": "org/shown"}, {"few_shot": [{"text": "a"}]}]},
+    ]  # fmt: skip
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    names = names_in(grpo, allowed_files(grpo))
+    assert {name for kind, name in names if kind == "model"} == {
+        "org/base", "org/start", "org/judge", "org/critic", "org/rival",
+    }  # fmt: skip
+    assert {name for kind, name in names if kind == "dataset"} == {
+        "org/chats", "org/mix", "org/shown", "org/sums",
+    }  # fmt: skip
+    hidden = ["org/mix", "org/judge", "org/critic", "org/rival", "org/shown"]
+    text = model_card(grpo, About("me/thing", LICENCES, hiding(hidden)))
+    assert not [name for name in hidden if name in text]
+    assert "org/chats" in text
+
+
+def test_a_private_name_is_hidden_as_a_whole_word():
+    rename = hiding(["org/base", "org/base-chat", "rows"])
+    assert rename("org/base-chat over org/base.") == f"{WITHHELD} over {WITHHELD}."
+    assert rename("org/base-7b my-org/base org/base.v2 480 rows") == (
+        f"org/base-7b my-org/base org/base.v2 480 {WITHHELD}"
+    )
+    assert rename("adapter:org/base at 012") == f"adapter:{WITHHELD} at 012"
+    assert hiding([])("org/base") == "org/base"
+
+
+def test_a_policy_of_ppo_names_its_judge_and_does_not_come_from_it(grpo):
+    run = grpo.parent
+    write_stage(run, "reward", recipe={"start_from": "sft"}, inputs={"from sft": "sha256:1"},
+                pairs={"train": {"pairs": 4770, "prompts": 335}})  # fmt: skip
+    ppo = write_stage(
+        run, "ppo", recipe={"start_from": "sft", "reward_funcs": ["adapter:reward"]},
+        inputs={"from sft": "sha256:1", "from reward": "sha256:2"},
+    )  # fmt: skip
+    text = model_card(ppo, About("me/thing", LICENCES))
+    assert "supervised fine-tuning, then PPO towards `adapter:reward`." in text
+    assert "| reward | reward modelling | sft |" in text
+    assert "which of two answers is better: 4,770 pairs, 335 prompts" in text
+    tags = ModelCard(text).data.to_dict()["tags"]
+    assert "ppo" in tags
+    assert "reward" not in tags
+
+
+def test_a_reward_model_is_measured_on_held_out_pairs(grpo):
+    pairs = {"accuracy": 0.97768, "low": 0.949, "high": 0.99, "pairs": 3160, "prompts": 223}
+    folder = write_stage(
+        grpo.parent, "reward", recipe={}, metrics={"pairs": pairs, "num_tokens": None},
+        data=[{"dataset_name": "org/chats", "revision": SHA, "rows": 10}],
+    )  # fmt: skip
+    card = ModelCard(model_card(folder, About("me/thing", LICENCES)))
+    assert "Of 3,160 pairs of answers to 223 prompts" in str(card)
+    assert "97.8 % right (95 % interval 94.9 – 99.0 %" in str(card)
+    assert card.data.eval_results is not None
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.dataset_revision, result.metric_value) == (
+        "org/chats", SHA, 0.9777,
+    )  # fmt: skip
+
+
+def test_rows_that_an_earlier_stage_made_say_so_after_the_run_was_moved(grpo):
+    run = grpo.parent
+    write_stage(run, "rank", recipe={}, metrics={}, inputs={"from sft": "sha256:1"})
+    (run / "rank" / "ranked.jsonl").write_text("")
+    made = "/gone/one/rank/ranked.jsonl"
+    dpo = write_stage(
+        run, "dpo", recipe={"start_from": "sft", "dataset_name": made},
+        data=[{"dataset_name": made, "rows": 9}],
+        inputs={"from sft": "sha256:1", f"data {made}": "sha256:3"},
+    )  # fmt: skip
+    assert [stage["name"] for stage in lineage(dpo)] == ["sft", "rank", "dpo"]
+    text = model_card(dpo, About("me/thing", LICENCES))
+    assert "`ranked.jsonl` of stage rank, train, 9 rows" in text
+    assert "| data | `ranked.jsonl`" not in text
+
+
+def test_no_table_is_wide(grpo):
+    """A page of the Hub shows some 110 letters; of a row's longest texts, which wrap, six words."""
+    lines = model_card(grpo, About("me/thing", LICENCES)).splitlines()
+    heads = [line for line, below in pairwise(lines) if below[:5] == "| ---"]
+    assert len(heads) == 4
+    assert all(head.count("|") <= 7 and len(head) < 80 for head in heads)
 
 
 def test_an_adapter_that_was_trained_elsewhere(grpo):
@@ -148,7 +248,7 @@ def test_a_merged_model_keeps_the_lineage_of_its_adapter(grpo, tmp_path):
     text = model_card(merged, About("me/thing", LICENCES), trained=grpo)
     data = ModelCard(text).data.to_dict()
     assert (data["library_name"], data["base_model"]) == ("transformers", "org/base")
-    assert "A model trained from `org/base`: supervised fine-tuning, then GRPO." in text
+    assert f"A model trained from `org/base` at `{SHA[:12]}`: supervised fine-tuning, then" in text
     assert 'AutoModelForCausalLM.from_pretrained("me/thing")' in text
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from huggingface_hub import constants, snapshot_download
 from tests.hub_stand_in import Fault, Hub, environment, in_process
 from toolkit import cli
 from toolkit.artifacts import hub as pushing
-from toolkit.artifacts import hub_commit
+from toolkit.artifacts import hub_commit, hub_names, plots
 from toolkit.errors import HubError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +148,12 @@ def test_a_private_repository_stays_private(hub, adapter):
         ("put", Fault(503), "the Hub itself is in trouble (503)"),
         ("commit", Fault(), f"the connection to {'http://127'}"),
         ("commit", Fault(400), "the Hub refuses these files (400)"),
+        ("info", Fault(429, headers={"Retry-After": "86400"}), "too many requests from you (429)"),
+        ("info", Fault(403, error="GatedRepo"), "is gated: accept its terms at"),
+        ("validate", Fault(503), "the Hub itself is in trouble (503)"),
+        ("validate", Fault(429), "too many requests from you (429): wait some minutes"),
+        ("info", Fault(502), "the Hub itself is in trouble (502)"),
+        ("tree", Fault(401), "the Hub does not know you (401)"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )  # fmt: skip
@@ -161,6 +168,43 @@ def test_every_kind_of_failure_has_its_sentence(call, fault, said, hub, adapter)
     assert ("models", "org/thing") not in hub.repositories or not sent(hub)
 
 
+def test_a_card_that_the_hub_refuses_is_named_with_its_reason(hub, adapter):
+    hub.card_errors = ['"license" must be one of [apache-2.0, mit]']
+    with pytest.raises(HubError) as raised:
+        pushing.push(adapter, "org/thing")
+    assert (
+        'the Hub refuses the card (400): Invalid metadata in README.md. - "license" must be one of'
+        in str(raised.value)
+    )
+    assert hub.calls["commit"] == 0
+
+
+def test_the_time_limit_holds_for_what_is_asked_before_anything_is_sent(hub, adapter):
+    hub.fault = lambda name: Fault(503) if name == "info" else None
+    started = time.monotonic()
+    with pytest.raises(HubError, match=r"in trouble \(503\)"):
+        pushing.push(adapter, "org/thing", seconds=0.001)
+    assert hub.calls["info"] == 1
+    assert time.monotonic() - started < 30
+
+
+def test_pictures_go_with_the_card_that_shows_them(hub, adapter):
+    log = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2)]
+    (adapter / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    plots.draw("sft", adapter, pytest.fail)
+    stage = {"stage": "sft", "name": "sft", "recipe": {"stage": "sft"}, "outputs": {}}
+    (adapter / "stage.json").write_text(json.dumps(stage))
+    pushing.push(adapter, "org/thing")
+    pushed = sent(hub)
+    assert pushed["plots/training.png"] == (adapter / plots.TRAINING).read_bytes()
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", pushed["README.md"].decode())
+    assert shown == ["plots/training.png"]
+    (adapter / plots.TRAINING).unlink()  # the stage is whole without it
+    done = pushing.push(adapter, "org/thing")
+    assert "plots/training.png" not in sent(hub)
+    assert "removed what an earlier push left: plots/training.png" in done.notes
+
+
 def test_what_passes_is_tried_again_after_the_head_was_read(hub, adapter):
     """A commit whose answer is lost was made all the same; a second one would be refused."""
     left = [Fault(done=True), None]
@@ -168,6 +212,14 @@ def test_what_passes_is_tried_again_after_the_head_was_read(hub, adapter):
     assert pushing.push(adapter, "org/thing").made
     assert hub.calls["commit"] == 1
     assert len(hub["org/thing"].commits) == 2
+
+
+def test_a_repository_whose_creation_was_not_answered_is_taken(hub, adapter):
+    left = [Fault(done=True), Fault(500), None]
+    hub.fault = lambda name: left.pop(0) if name == "create" and left else None
+    assert pushing.push(adapter, "org/thing").made
+    assert hub["org/thing"].private
+    assert hub.calls["create"] == 3
 
 
 def test_other_bytes_at_the_end_are_found(hub, adapter):
@@ -180,44 +232,58 @@ def test_other_bytes_at_the_end_are_found(hub, adapter):
         pushing.push(adapter, "org/thing")
 
 
-def test_two_hundred_pushes_with_every_fifth_call_failing(hub, adapter, tmp_path):
+KINDS = {
+    "500": Fault(500), "503": Fault(503), "429": Fault(429, headers={"Retry-After": "1"}),
+    "lost before": Fault(), "lost after": Fault(done=True),
+}  # fmt: skip
+WRITING = ("create", "validate", "preupload", "batch", "put", "verify", "commit")
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_pushes_with_every_fifth_call_failing(number, hub, adapter, tmp_path):
     """Every commit holds one whole push, and what is downloaded is what lay in the folder."""
-    chance = random.Random(5)
-    kinds = [
-        Fault(500), Fault(503), Fault(429, headers={"Retry-After": "1"}), Fault(), Fault(done=True),
-    ]  # fmt: skip
+    chance = random.Random(7)
+    struck: set[tuple[str, str]] = set()
 
     def faulty(name: str) -> Fault | None:
-        return chance.choice(kinds) if chance.random() < 0.2 else None
+        if chance.random() >= 0.2:
+            return None
+        kind = chance.choice(sorted(KINDS))
+        struck.add((name, kind))
+        return KINDS[kind]
 
-    whole: list[dict[str, bytes]] = []
-    failed = unchanged = 0
-    for number in range(200):
+    whole: dict[str, list[dict[str, bytes]]] = {}
+    ends = dict.fromkeys(("failed", "made", "unchanged"), 0)
+    for at in range(number):
+        repo = f"org/thing-{at // 10}"
         change(adapter, chance)
-        folder = tmp_path / f"sent-{number}"
-        folder.mkdir()
-        hub.fault = lambda name: None
-        files, _ = pushing.prepare(adapter, "org/thing", folder, private=True)
-        whole.append({name: path.read_bytes() for name, path in files.items()})
-        job = {"repo": "org/thing", "files": files, "private": True, "revision": "main"}
+        scratch = tmp_path / f"sent-{at}"
+        scratch.mkdir()
+        files, _ = pushing.prepare(adapter, repo, scratch, private=True)
+        sent_now = {name: path.read_bytes() for name, path in files.items()}
+        whole.setdefault(repo, [{}]).append(sent_now)
+        job = {"repo": repo, "files": files, "private": True, "revision": "main"}
         hub.fault = faulty
         ended = hub_commit.carry_out({**job, "seconds": 600}, lambda line: None)
         hub.fault = lambda name: None
-        there = sent(hub) if ("models", "org/thing") in hub.repositories else {}
+        there = sent(hub, repo) if ("models", repo) in hub.repositories else {}
         if "error" in ended:
-            failed += 1
-            assert there in [{}, *whole]
+            ends["failed"] += 1
+            assert there in whole[repo]
             continue
-        unchanged += not ended["made"]
-        assert there == whole[-1]
-        if number % 40 == 0:
-            check_download(whole[-1], tmp_path / f"got-{number}")
-    assert failed < 10
-    assert unchanged > 20
-    assert hub.calls["commit"] > 100
-    for tree in hub["org/thing"].commits.values():
-        content = {name: data for name, data in tree.items() if name != ".gitattributes"}
-        assert content in [{}, *whole]
+        ends["made" if ended["made"] else "unchanged"] += 1
+        assert there == sent_now
+        if at % 10 == 9:
+            check_download(repo, sent_now, tmp_path / f"got-{at}")
+    assert ends["failed"] <= number // 40
+    assert ends["unchanged"] >= number // 10
+    for repo, pushes in whole.items():
+        for tree in hub[repo].commits.values():
+            assert {n: data for n, data in tree.items() if n != ".gitattributes"} in pushes
+    assert len(struck) > number // 4
+    if number == 200:
+        assert {name for name, _ in struck} >= set(WRITING)
+        assert {(name, kind) for name in ("put", "commit") for kind in KINDS} <= struck
 
 
 def change(folder: Path, chance: random.Random) -> None:
@@ -234,10 +300,8 @@ def change(folder: Path, chance: random.Random) -> None:
         (folder / "value" / "adapter_model.safetensors").unlink(missing_ok=True)
 
 
-def check_download(expected: dict[str, bytes], place: Path) -> None:
-    got = Path(
-        snapshot_download("org/thing", cache_dir=place, endpoint=constants.ENDPOINT, max_workers=1)
-    )
+def check_download(repo: str, expected: dict[str, bytes], place: Path) -> None:
+    got = Path(snapshot_download(repo, cache_dir=place, endpoint=constants.ENDPOINT, max_workers=1))
     found = {
         file.relative_to(got).as_posix(): file.read_bytes()
         for file in got.rglob("*")

@@ -104,7 +104,7 @@ def test_no_catch_all_file_names():
     ],
 )
 def test_loads_no_torch(code: str):
-    heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy', 'pandas'}"
+    heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy', 'pandas', 'matplotlib'}"
     script = f"import sys; {code}; print('LOADED', sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False

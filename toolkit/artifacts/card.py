@@ -1,33 +1,24 @@
 """The model card: what a reader needs to judge a model, to load it, and to train it once more."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
-from toolkit.artifacts.lineage import exam_rows, lineage, run_recipe, settings
+from toolkit.artifacts.card_loading import code_of, is_classifier
+from toolkit.artifacts.card_results import evaluation_part, proof_part, results
+from toolkit.artifacts.card_training import METHODS, Stages, base_at, rewards_of, training_part
+from toolkit.artifacts.lineage import exam_rows, line_of, lineage, run_recipe
 from toolkit.artifacts.manifest import read_json
+from toolkit.artifacts.markdown import code, table
 from toolkit.artifacts.outgoing import is_local, last_part, public, without_paths
+from toolkit.artifacts.plots import EXAM
 from toolkit.errors import HubError
 
-METHODS = {
-    "pretrain": "pretraining", "sft": "supervised fine-tuning", "reward": "reward modelling",
-    "dpo": "direct preference optimization", "grpo": "GRPO", "ppo": "PPO",
-    "rank": "ranking of its own answers",
-}  # fmt: skip
-LOAD_ADAPTER = """from peft import {auto}
-from transformers import AutoTokenizer
-
-model = {auto}.from_pretrained("{repo}"{labels})
-tokenizer = AutoTokenizer.from_pretrained("{repo}")"""
-LOAD_MODEL = """from transformers import AutoTokenizer, {auto}
-
-model = {auto}.from_pretrained("{repo}"{labels})
-tokenizer = AutoTokenizer.from_pretrained("{repo}")"""
+UNKNOWN = "not stated: ask whoever made it"
 
 
 @dataclass(frozen=True)
@@ -38,11 +29,13 @@ class About:
         repo: where the model goes.
         licences: of models and data sets by their id, for those that anyone may see.
         rename: gives the name to show for a text; it hides private repositories.
+        pictures: the paths of those that are pushed with it.
     """
 
     repo: str
     licences: Mapping[str, str] = field(default_factory=dict)
     rename: Callable[[str], str] = lambda text: text
+    pictures: Sequence[str] = ()
 
 
 def model_card(folder: Path, about: About, *, trained: Path | None = None) -> str:
@@ -57,237 +50,152 @@ def model_card(folder: Path, about: About, *, trained: Path | None = None) -> st
         HubError: if the metadata is not what huggingface_hub accepts.
     """
     origin = trained or folder
-    stages = [shown for found in lineage(origin) if (shown := without_paths(found, about.rename))]
+    stages = [without_paths(found, about.rename) for found in lineage(origin)]
     manifest = stages[-1] if stages else {}
-    exams = [
-        without_paths(row, about.rename) for row in exam_rows(origin, str(manifest.get("name")))
-    ]
-    adapter = _json(folder / "adapter_config.json")
+    exams = exams_of(origin, about)
+    adapter = read_json(folder / "adapter_config.json") or {}
     base = base_of(origin, adapter)
-    data = metadata(folder, about, stages, exams, base)
+    curves, exam = pictures_of(about)
+    parts = [
+        f"# {about.repo.split('/')[-1]}",
+        summary(stages, adapter, public(base, about.rename)),
+        *loading_part(about, adapter, folder, base),
+        *training_part(stages, curves),
+        *evaluation_part(manifest, exams, exam),
+        *proof_part(manifest),
+        *limits_part(stages, folder),
+        *licence_part(about, stages, base),
+        *recipe_part(origin, about),
+    ]
     try:
-        text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(
-            [
-                f"# {about.repo.split('/')[-1]}",
-                summary(stages, adapter, public(base, about.rename)),
-                *loading(about, adapter, folder, base),
-                *lineage_part(stages),
-                *evaluation_part(exams),
-                *proof_part(manifest),
-                *licence_part(about, stages, base),
-                *limits_part(stages),
-                *recipe_part(origin, about),
-            ]
-        )
+        data = metadata(folder, about, stages, exams, base)
+        text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts)
         return str(ModelCard(text)).rstrip() + "\n"
     except (ValueError, yaml.YAMLError) as error:
         raise HubError(f"{folder}: its card is not valid ({error})") from error
+
+
+def exams_of(folder: Path, about: About) -> list[dict[str, Any]]:
+    """What was found of a stage and of what it was trained from, as others may read it."""
+    names = [str(stage.get("name")) for stage in line_of(lineage(folder))]
+    return [without_paths(row, about.rename) for row in exam_rows(folder, names)]
 
 
 def base_of(folder: Path, adapter: Mapping[str, Any]) -> str:
     """The base that a model was trained from, by id or path; "" where nothing says."""
     if adapter.get("base_model_name_or_path"):
         return str(adapter["base_model_name_or_path"])
-    adapter = _json(folder / "adapter_config.json")
-    manifest = _json(folder / "stage.json")
+    adapter = read_json(folder / "adapter_config.json") or {}
+    manifest = read_json(folder / "stage.json") or {}
     named = (manifest.get("base") or {}).get("name")
     return str(adapter.get("base_model_name_or_path") or named or "")
 
 
+def pictures_of(about: About) -> tuple[dict[str, str], dict[str, str]]:
+    """The pictures of the training and those of the exam, each with what it shows."""
+    training = {
+        path: "Curves of its training, over the steps" for path in about.pictures if path != EXAM
+    }
+    words = "Right answers with their 95 % intervals, of each model and task"
+    return training, {path: words for path in about.pictures if path == EXAM}
+
+
 def metadata(
-    folder: Path, about: About, stages: Sequence[Any], exams: Sequence[Any], base: str
+    folder: Path, about: About, stages: Stages, exams: Sequence[Any], base: str
 ) -> ModelCardData:
     """The YAML at the top: what the Hub indexes a model by."""
-    adapter = _json(folder / "adapter_config.json")
+    is_adapter = (folder / "adapter_config.json").is_file()
     names = [entry["dataset_name"] for stage in stages for entry in stage.get("data") or ()]
+    kinds = [str(stage.get("stage")) for stage in line_of(stages)]
     scores = is_classifier(folder)
-    own = [row for row in exams if row["stage"] == str(stages[-1].get("name"))] if stages else []
-    licence = about.licences.get(base)
-    kinds = [str(stage.get("stage")) for stage in stages]
     return ModelCardData(
         base_model=base if base in about.licences else None,
-        base_model_relation="adapter" if adapter else "finetune",
-        library_name="peft" if adapter else "transformers",
+        base_model_relation=("adapter" if is_adapter else "finetune") if base else None,
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-classification" if scores else "text-generation",
-        license=licence or None,
+        license=about.licences.get(base) or None,
         datasets=list(dict.fromkeys(name for name in names if name in about.licences)) or None,
-        tags=[*(["lora"] if adapter else []), *dict.fromkeys(kinds), "trl"],
+        tags=[*(["lora"] if is_adapter else []), *dict.fromkeys(kinds), "trl"],
         model_name=about.repo.split("/")[-1],
-        eval_results=[result(row) for row in own] or None,
+        eval_results=results(stages[-1] if stages else {}, exams) or None,
     )
 
 
-def result(row: Mapping[str, Any]) -> EvalResult:
-    """One line of an exam, as the Hub's model-index has it."""
-    data = row.get("data") or {}
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=str(data.get("dataset_name") or row["task"]),
-        dataset_name=str(row["task"]),
-        dataset_revision=data.get("dataset_revision"),
-        metric_type="accuracy",
-        metric_name=f"accuracy (mean of {row['samples']} sampled answers to {row['n']} questions)",
-        metric_value=round(row["accuracy"], 4),
-    )
-
-
-def is_classifier(folder: Path) -> bool:
-    """Whether a model gives scores in place of words."""
-    if (adapter := _json(folder / "adapter_config.json")) and adapter.get("task_type"):
-        return adapter["task_type"] == "SEQ_CLS"
-    kinds = _json(folder / "config.json").get("architectures") or [""]
-    return str(kinds[0]).endswith("ForSequenceClassification")
-
-
-def summary(stages: Sequence[Any], adapter: Mapping[str, Any], base: str) -> str:
+def summary(stages: Stages, adapter: Mapping[str, Any], base: str) -> str:
     """What this is, in one sentence."""
     what = "An adapter" if adapter else "A model"
     if adapter.get("peft_type") == "LORA":
         kind = "DoRA" if adapter.get("use_dora") else "LoRA"
         what = f"A {kind} adapter of rank {adapter.get('r')}"
-    of = f" for `{base}`" if base and adapter else f" trained from `{base}`" if base else ""
-    if not stages:
+    line = line_of(stages)
+    named = base_at(stages[-1]) if stages and (stages[-1].get("base") or {}).get("name") else ""
+    base = named or (code(base) if base else "")
+    of = f" for {base}" if base and adapter else f" trained from {base}" if base else ""
+    if not line:
         return f"{what}{of}. How it was trained is not recorded."
-    kinds = [METHODS.get(stage["stage"], stage["stage"]) for stage in stages]
+    kinds = []
+    for stage in line:
+        judges = " and ".join(map(code, rewards_of(stage)))
+        towards = f" towards {judges}" if judges and stage["stage"] in ("grpo", "ppo") else ""
+        kinds.append(METHODS.get(stage["stage"], stage["stage"]) + towards)
     return f"{what}{of}: {', then '.join(kinds)}."
 
 
-def loading(about: About, adapter: Mapping[str, Any], folder: Path, base: str) -> list[str]:
+def loading_part(about: About, adapter: Mapping[str, Any], folder: Path, base: str) -> list[str]:
     """How to load it without this toolkit."""
-    scores = is_classifier(folder)
-    kind = "SequenceClassification" if scores else "CausalLM"
-    auto = f"AutoPeftModelFor{kind}" if adapter else f"AutoModelFor{kind}"
-    code = (LOAD_ADAPTER if adapter else LOAD_MODEL).format(
-        auto=auto, repo=about.repo, labels=", num_labels=1" if scores else ""
-    )
-    part = ["## How to load it", f"```python\n{code}\n```"]
+    python = code_of(folder, about.repo, public(base, about.rename))
+    part = ["## How to use it", f"```python\n{python}\n```"]
     if adapter and is_local(base):
         part.append(
             f"The base was a folder, `{last_part(base)}`, and is not part of this repository: put it "
             "where you load this adapter from, or write its place into adapter_config.json."
         )
+    if (folder / "value").is_dir():
+        part.append(
+            "The folder `value` holds PPO's critic: an adapter that training on needs, and generating "
+            "does not."
+        )
     return part
 
 
-def lineage_part(stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where it comes from, stage by stage, and with which settings."""
-    if not stages:
-        return []
-    rows = []
-    for stage in stages:
-        recipe, metrics = stage.get("recipe", {}), stage.get("metrics", {})
-        data = [
-            f"`{entry['dataset_name']}`"
-            + (f" at `{entry['revision'][:12]}`" if entry.get("revision") else "")
-            + f", {entry.get('split', 'train')}, {entry.get('rows', 0):,} rows"
-            for entry in stage.get("data") or ()
-        ]
-        rows.append(
-            {
-                "stage": f"{stage['name']} ({stage['stage']})",
-                "from": recipe.get("start_from") or base_at(stage),
-                "data": "; ".join(data) or "–",
-                "loss on": trained_on(stage),
-                "tokens": _number(metrics.get("num_tokens")),
-                "steps": _number(metrics.get("steps")),
-                "seconds": _number(stage.get("seconds")),
-                "device": f"{stage.get('processes', 1)} × {stage.get('device')}",
-                "peak memory": f"{stage.get('peak_memory_bytes', 0) / 2**30:.1f} GiB",
-            }
-        )
-    part = ["## How it was trained", table(rows)]
-    part.append("What differs from the defaults of TRL and PEFT, and the libraries:")
-    changed = []
-    for stage in stages:
-        libraries = stage.get("environment", {}).get("libraries", {})
-        words = [f"{key} {json.dumps(value)}" for key, value in settings(stage).items()]
-        changed.append(
-            f"- **{stage['name']}**: {', '.join(words) or 'nothing'} (seed {stage.get('seed')}; "
-            + ", ".join(f"{name} {number}" for name, number in libraries.items())
-            + ")"
-        )
-    return [*part, "\n".join(changed)]
-
-
-def base_at(stage: Mapping[str, Any]) -> str:
-    """A stage's base and its commit."""
-    base = stage.get("base") or {}
-    name = base.get("name") or stage.get("recipe", {}).get("model_name_or_path") or "–"
-    return f"{name} at {base['commit'][:12]}" if base.get("commit") else str(name)
-
-
-def trained_on(stage: Mapping[str, Any]) -> str:
-    """Which tokens the loss was on."""
-    sequences = (stage.get("sequences") or {}).get("train") or {}
-    if sequences:
-        share = f"{sequences.get('trained_tokens', 0):,} of {sequences.get('tokens', 0):,} tokens"
-        return f"{sequences.get('mode')} ({share} of one epoch)"
-    kinds = {"reward": "pairs of answers", "dpo": "pairs of answers", "rank": "–"}
-    return kinds.get(str(stage.get("stage")), "its own answers, by reward")
-
-
-def evaluation_part(exams: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the exams found, beside the base."""
-    if not exams:
-        return []
-    rows = [
-        {
-            "of": row["stage"],
-            "task": row["task"],
-            "accuracy": f"{row['accuracy']:.1%}",
-            "95 % interval": f"{row['low']:.1%} – {row['high']:.1%}",
-            "greedy": f"{row['greedy']:.1%}" if row.get("greedy") is not None else "–",
-            "questions": row["n"],
-            "answers to each": row["samples"],
-        }
-        for row in exams
-    ]
-    return ["## Evaluation", table(rows)]
-
-
-def proof_part(manifest: Mapping[str, Any]) -> list[str]:
-    """What was checked of the files themselves."""
-    found = manifest.get("verification") or {}
-    if "largest_difference" not in found:
-        return []
-    how = "with a fresh base" if found["verified"] == "fresh_load" else "over the base in memory"
-    return [
-        "## Proof",
-        f"After training, these weights were loaded again from disk {how}, and compared with the model "
-        f"that was trained: over {found['sequences']} sequences of {found['tokens']} tokens the "
-        f"numbers differ by {found['largest_difference']:.2g} at most (allowed: "
-        f"{found['tolerance']:.0e}).",
-    ]
-
-
-def licence_part(about: About, stages: Sequence[Any], base: str) -> list[str]:
-    """The licences of the base and of every data set."""
-    names = [("base", base)] if base else []
-    names += [("data", e["dataset_name"]) for stage in stages for e in stage.get("data") or ()]
-    rows = [
-        {
-            "what": what,
-            "name": public(name, about.rename),
-            "licence": about.licences.get(name) or "not stated: ask whoever made it",
-        }
-        for what, name in dict.fromkeys(names)
-    ]
-    return ["## Licences", table(rows)] if rows else []
-
-
-def limits_part(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+def limits_part(stages: Stages, folder: Path) -> list[str]:
     """What it is not to be relied on for."""
     part = (
         "It knows what its base and its data know, with their errors and leanings. Nothing else than "
         "what stands under Evaluation was measured; without it, nothing was."
     )
-    kinds = {stage["stage"] for stage in stages}
+    kinds = {stage["stage"] for stage in line_of(stages)}
     if kinds & {"ppo", "grpo"}:
         part += (
             " It was trained to please a reward, which is not the same as to be right: look for "
             "answers that only look good."
         )
+    if is_classifier(folder):
+        part += (
+            " Its scores compare answers to one prompt; between prompts, and of answers unlike those "
+            "that it was trained on, they say little."
+        )
     return ["## Limits", part]
+
+
+def licence_part(about: About, stages: Stages, base: str) -> list[str]:
+    """The licences of the base and of every data set."""
+    names = [("base", base)] if base else []
+    names += [
+        ("data", entry["dataset_name"])
+        for stage in stages
+        for entry in stage.get("data") or ()
+        if not entry.get("made_by")
+    ]
+    rows = [
+        {
+            "what": what,
+            "name": code(public(name, about.rename)),
+            "licence": about.licences.get(name) or UNKNOWN,
+        }
+        for what, name in dict.fromkeys(names)
+    ]
+    return ["## Licences", table(rows)] if rows else []
 
 
 def recipe_part(folder: Path, about: About) -> list[str]:
@@ -297,20 +205,9 @@ def recipe_part(folder: Path, about: About) -> list[str]:
     if not recipe:
         return []
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    return ["## Recipe", "`toolkit run recipe.yaml` with:", f"````yaml\n{text}````"]
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def _number(value: Any) -> str:
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} where there is none."""
-    return read_json(path) or {}
+    return [
+        "## Recipe",
+        "All of the above again, with `toolkit run recipe.yaml`; of local files, only the names "
+        "stand here.",
+        f"<details>\n<summary>recipe.yaml</summary>\n\n````yaml\n{text}````\n\n</details>",
+    ]

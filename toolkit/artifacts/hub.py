@@ -5,22 +5,20 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 import toolkit
 from toolkit.artifacts.card import About, base_of, model_card
-from toolkit.artifacts.hub_commit import again
-from toolkit.artifacts.hub_errors import sentence
-from toolkit.artifacts.lineage import lineage
+from toolkit.artifacts.hub_names import ask_about, hiding, names_in
 from toolkit.artifacts.manifest import MANIFEST, read_json, sha256_of, write_json
 from toolkit.artifacts.outgoing import (
     CARD,
@@ -28,19 +26,18 @@ from toolkit.artifacts.outgoing import (
     allowed_files,
     check_finished,
     check_paths,
-    check_secrets,
     is_local,
     left_out,
     without_paths,
 )
+from toolkit.artifacts.pictures import pictures_of
+from toolkit.artifacts.secret_search import check_secrets
 from toolkit.errors import HubError, ToolkitError, UsageError
 
 SECONDS = 600  # for what does not grow with the files
 BYTES_PER_SECOND = 1 << 20  # the slowest upload that is waited for
 GRACE_S = 15  # between the last call that the pushing process begins and its end
-ASKED_FOR_S = 20
 MERGED = "merge.json"
-WITHHELD = "(a private repository)"
 
 
 @dataclass(frozen=True)
@@ -91,19 +88,15 @@ def push(
 
     Raises:
         UsageError: if the folder holds no model, or the id is none.
-        HubError: if anything goes wrong; the message says where the model is and how to repeat.
+        HubError: if anything goes wrong; it says where the model is and how to repeat.
     """
     folder = Path(folder).expanduser()
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UsageError(f"{repo}: {error}") from error
-    if repo.count("/") != 1:
-        raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
+    check_id(repo, folder)
+    began = time.monotonic()
     with _safe_at(folder, repo, private, revision, share_samples), TemporaryDirectory() as scratch:
         files, notes = prepare(
             folder, repo, Path(scratch), private=private, trained=trained,
-            share_samples=share_samples, tell=tell,
+            share_samples=share_samples, deadline=began + (seconds or SECONDS), tell=tell,
         )  # fmt: skip
         sizes = {name: path.stat().st_size for name, path in files.items()}
         page = f"{constants.ENDPOINT}/{repo}"
@@ -113,7 +106,8 @@ def push(
         ended = in_a_process(
             {
                 "repo": repo, "files": {name: str(path) for name, path in files.items()},
-                "private": private, "revision": revision or "main", "seconds": limit,
+                "private": private, "revision": revision or "main",
+                "seconds": max(limit - (time.monotonic() - began), 1),
             }
         )  # fmt: skip
     if ended["removed"]:
@@ -124,6 +118,20 @@ def push(
     return Pushed(repo, sizes, f"{page}/commit/{commit}", commit, ended["made"], notes)
 
 
+def check_id(repo: str, folder: Path) -> None:
+    """Refuse what is no id of a repository.
+
+    Raises:
+        UsageError: naming what is expected.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(f"{repo}: {error}") from error
+    if repo.count("/") != 1:
+        raise UsageError(f"{repo}: expected NAMESPACE/NAME, such as your-name/{folder.name}")
+
+
 def prepare(
     folder: Path,
     repo: str,
@@ -132,6 +140,7 @@ def prepare(
     private: bool,
     trained: str | Path | None = None,
     share_samples: bool = False,
+    deadline: float | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Path], list[str]]:
     """The files of a push: those of the folder, and those that are written anew for it.
@@ -143,6 +152,7 @@ def prepare(
         private: whether the repository is private.
         trained: as of `push`.
         share_samples: as of `push`.
+        deadline: until when the Hub is asked, by `time.monotonic`; by default for ten minutes.
         tell: as of `push`.
 
     Returns:
@@ -159,7 +169,8 @@ def prepare(
         manifest["merged"] = read_json(folder / MERGED) or {}
     stays = left_out(folder, files)
     notes = [f"stays here: {', '.join(stays)}"] if stays else []
-    licences, hidden = ask_about(names_in(origin, files), tell)
+    deadline = deadline or time.monotonic() + SECONDS
+    licences, hidden = ask_about(names_in(origin, files), deadline, tell)
     rename = (lambda text: text) if share_samples else hiding(hidden)
     base = base_of(origin, read_json(folder / "adapter_config.json") or {})
     if base in hidden and not private and "adapter_config.json" in files:
@@ -174,10 +185,11 @@ def prepare(
     for name in [name for name in files if name.split("/")[-1] in SETTINGS]:
         keep = (lambda text: text) if name.endswith("adapter_config.json") else rename
         files[name] = cleaned(files[name], scratch / name, keep)
+    about = About(repo, licences, rename)
+    files |= (pictures := pictures_of(origin, scratch, about))
     card = scratch / CARD
-    card.write_text(
-        model_card(folder, About(repo, licences, rename), trained=origin), encoding="utf-8"
-    )
+    text = model_card(folder, replace(about, pictures=list(pictures)), trained=origin)
+    card.write_text(text, encoding="utf-8")
     files[CARD] = card
     if manifest:
         files[MANIFEST] = recorded(manifest, files, scratch / MANIFEST, rename)
@@ -211,79 +223,6 @@ def recorded(
     }
     write_json(target, without_paths({**manifest, "outputs": outputs}, rename))
     return target
-
-
-def names_in(folder: Path, files: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """Every model and data set of the Hub that a lineage names: ("model" or "dataset", id)."""
-    stages = lineage(folder)
-    own = {str(stage.get("name")) for stage in stages}
-    found: list[tuple[str, Any]] = []
-    if "adapter_config.json" in files:
-        found.append(("model", base_of(folder, read_json(files["adapter_config.json"]) or {})))
-    for stage in stages:
-        recipe = stage.get("recipe", {})
-        found.append(("model", (stage.get("base") or {}).get("name")))
-        judges = [str(each).removeprefix("adapter:") for each in recipe.get("reward_funcs") or ()
-                  if str(each).startswith("adapter:")]  # fmt: skip
-        models = [recipe.get("model_name_or_path"), recipe.get("start_from"), *judges]
-        found += [("model", name) for name in [*models, recipe.get("value_start_from")]]
-        found += [("dataset", entry.get("dataset_name")) for entry in stage.get("data") or ()]
-        found += [("dataset", recipe.get("dataset_name"))]
-        found += [("dataset", task.get("dataset_name")) for task in recipe.get("tasks") or ()]
-    return [
-        (kind, name)
-        for kind, name in dict.fromkeys(found)
-        if isinstance(name, str) and name and name not in own and not is_local(name) and is_id(name)
-    ]
-
-
-def is_id(name: str) -> bool:
-    """Whether the Hub could have something of this name."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).expanduser().exists()
-
-
-def ask_about(
-    names: Sequence[tuple[str, str]], tell: Callable[[str], None]
-) -> tuple[dict[str, str], list[str]]:
-    """The licences of what anyone may see, and the names of what not everyone may.
-
-    Raises:
-        HubError: if the Hub cannot be asked: then nobody knows what is private.
-    """
-    licences: dict[str, str] = {}
-    hidden: list[str] = []
-    api, deadline = HfApi(), time.monotonic() + SECONDS
-    for kind, name in names:
-        ask = api.model_info if kind == "model" else api.dataset_info
-
-        def call(ask: Callable[..., Any] = ask, name: str = name) -> Any:
-            return ask(name, token=False, timeout=ASKED_FOR_S)
-
-        try:
-            found = again(call, deadline, tell)
-        except RepositoryNotFoundError:
-            hidden.append(name)
-        except Exception as error:
-            raise HubError(sentence(error, name)) from error
-        else:
-            licence = getattr(found.card_data, "license", None) or ""
-            licences[name] = licence if isinstance(licence, str) else ", ".join(licence)
-    return licences, hidden
-
-
-def hiding(names: Sequence[str]) -> Callable[[str], str]:
-    """Gives a text without the names of some repositories."""
-
-    def rename(text: str) -> str:
-        for name in names:
-            text = text.replace(name, WITHHELD)
-        return text
-
-    return rename
 
 
 def in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Push:
         try:
             found = self.again(lambda: self.api.model_info(self.repo))
         except RepositoryNotFoundError:
-            self.again(lambda: self.api.create_repo(self.repo, private=self.private, exist_ok=True))
+            self.again(self.create)
             found = self.again(lambda: self.api.model_info(self.repo))
         if self.private and not found.private:
             raise HubError(
@@ -112,6 +112,14 @@ class Push:
                 lambda: self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
             )
         return bool(found.private)
+
+    def create(self) -> None:
+        """Create the repository, unless a try whose answer was lost has made it."""
+        try:
+            self.api.create_repo(self.repo, private=self.private)
+        except HfHubHTTPError as error:
+            if status_of(error) != 409:
+                raise
 
     def look(self) -> tuple[str, dict[str, RepoFile]]:
         """The head of the branch and its files."""
@@ -236,10 +244,16 @@ def bounded_client(deadline: float) -> Any:
             response.read()
             raise HfHubHTTPError("429: the Hub asks for a longer wait", response=response)
 
+    def refuse_unreadable(response: Any) -> None:
+        """Of the check of a card, huggingface_hub reads the answer as JSON before its status."""
+        if response.status_code in RETRIED and response.url.path.endswith("/validate-yaml"):
+            response.read()
+            raise HfHubHTTPError(f"{response.status_code}: the card", response=response)
+
     left = max(deadline - time.monotonic(), 1)
     client = default_client_factory()
     client.timeout = min(SILENCE_S, left)
-    client.event_hooks["response"].append(refuse_long_wait)
+    client.event_hooks["response"] += [refuse_long_wait, refuse_unreadable]
     return client
 
 

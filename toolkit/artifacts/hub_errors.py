@@ -63,6 +63,8 @@ def sentence(error: BaseException, repo: str) -> str:
             return f"the connection to {constants.ENDPOINT} failed ({type(cause).__name__}): {said}"
         return f"the Hub's client gave up: {said}"
     status = status_of(cause)
+    if status == 400 and type(error) is ValueError:  # what is wrong stands outside of the answer
+        return f"the Hub refuses the card (400): {' '.join(str(error).split())[:SHOWN]}"
     known = {
         400: f"the Hub refuses these files (400): {said}",
         401: f"the Hub does not know you (401): {login}, with a token that may write",

@@ -1,22 +1,25 @@
 """How a model came to be: the manifests of its stages, oldest first, and what the exams found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from toolkit.artifacts.inputs import NEUTRAL
 from toolkit.artifacts.manifest import MANIFEST, read_json
-from toolkit.recipe import StageRecipe
+from toolkit.recipe import STAGES, keys_of
 
 FROM, DATA = "from ", "data "
 REPORT, RECIPE = "report.json", "recipe.yaml"
-NAMES = ("name", "stage", "output_dir")  # said elsewhere in a card
+NAMES = ("name", "stage", "seed")  # said elsewhere in a card
 PLACES = ("model_name_or_path", "start_from", "dataset_name", "datasets", "tasks")
 
 
 def lineage(folder: Path) -> list[dict[str, Any]]:
     """The manifests of a stage and of every stage here that it comes from, oldest first.
+
+    An entry of `data` that one of them made has its name as `made_by`.
 
     Args:
         folder: of the stage; [] without a manifest in it.
@@ -30,7 +33,7 @@ def lineage(folder: Path) -> list[dict[str, Any]]:
         found[place.resolve()] = {}  # its place, so that a circle ends
         for parent in parents(place, manifest):
             visit(parent)
-        found[place.resolve()] = found.pop(place.resolve()) | manifest
+        found[place.resolve()] = found.pop(place.resolve()) | with_makers(place, manifest)
 
     visit(folder)
     return list(found.values())
@@ -44,28 +47,62 @@ def parents(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
             beside = folder.parent / name
             yield beside if beside.is_dir() else Path(name).expanduser()
         elif part.startswith(DATA):
-            yield Path(part.removeprefix(DATA)).expanduser().parent
+            yield folder_of(part.removeprefix(DATA), folder)
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    """The folder of a file of rows: as it is called, or beside the stage, if the run was moved."""
+    path = Path(name).expanduser()
+    beside = folder.parent / path.parent.name
+    return beside if (beside / path.name).is_file() else path.parent
+
+
+def with_makers(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest whose data says which stage made it."""
+    data = []
+    for entry in manifest.get("data") or ():
+        maker = read_json(folder_of(str(entry.get("dataset_name")), folder) / MANIFEST)
+        data.append({**entry, "made_by": maker["name"]} if maker and "name" in maker else entry)
+    return {**manifest, "data": data}
+
+
+def line_of(stages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a lineage, the stages whose adapter was trained on, one from the other, oldest first."""
+    named = {str(stage.get("name")): stage for stage in stages}
+    found: list[Mapping[str, Any]] = []
+    stage = stages[-1] if stages else None
+    while stage is not None and stage not in found:
+        found.insert(0, stage)
+        stage = named.get(str(stage.get("recipe", {}).get("start_from")))
+    return found
 
 
 def settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe keys of a stage whose value is not the default, without those that name places."""
+    """The recipe keys of a stage whose value is not upstream's default and bears on the result.
+
+    Those that name places are said elsewhere.
+    """
     recipe = dict(manifest.get("recipe", {}))
-    plain = StageRecipe(str(recipe.get("stage")), "", {}, {})
-    changed = {}
-    for key, value in recipe.items():
-        if key in NAMES or key in PLACES:
-            continue
-        try:
-            default = plain[key]
-        except KeyError:  # a key that this version does not know
-            default = None
-        if value != default:
-            changed[key] = value
-    return changed
+    known = keys_of(recipe["stage"]) if recipe.get("stage") in STAGES else {}
+    left_out = {*NAMES, *PLACES, *NEUTRAL}
+    return {
+        key: value
+        for key, value in recipe.items()
+        if key not in left_out and (key not in known or value != known[key].default)
+    }
 
 
-def exam_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What the exams of the same run found about a stage and, to compare, about its base."""
+def exam_rows(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What the exams of the same run found about a stage and, to compare, about its base.
+
+    Args:
+        folder: of the stage.
+        names: of the stages that it was trained on from, and last its own.
+
+    Returns:
+        Rows of the reports, each with its task's rows as `data`; [] if it was not examined.
+    """
+    wanted = {"base", "base few-shot", *names}
     rows = []
     for report in sorted(folder.parent.glob(f"*/{REPORT}")):
         found = (read_json(report) or {}).get("exam", ())
@@ -74,9 +111,9 @@ def exam_rows(folder: Path, name: str) -> list[dict[str, Any]]:
         rows += [
             {**row, "data": tasks.get(row.get("task"), {})}
             for row in found
-            if row.get("stage") in ("base", name)
+            if row.get("stage") in wanted
         ]
-    return rows if any(row["stage"] == name for row in rows) else []
+    return rows if names and any(row["stage"] == names[-1] for row in rows) else []
 
 
 def run_recipe(folder: Path) -> dict[str, Any]:

@@ -2,14 +2,11 @@
 
 import fnmatch
 import json
-import mmap
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from huggingface_hub import get_token
 
 from toolkit.artifacts.manifest import MANIFEST, STARTED, damaged_outputs, read_json
 from toolkit.artifacts.proof_file import refusal
@@ -22,7 +19,7 @@ ALLOWED = (
     *WEIGHTS, *SETTINGS, "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "spiece.model", "sentencepiece.bpe.model", "preprocessor_config.json", "processor_config.json",
-    "chat_template.jinja", "additional_chat_templates/*.jinja",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "plots/*.png",
 )  # fmt: skip
 """What is pushed of a folder, besides the card and stage.json, which are written for the push."""
 OF_THE_HUB = (
@@ -32,20 +29,6 @@ OF_THE_HUB = (
 )  # fmt: skip
 """Keys that say where this user's things go; who trains it once more has places of his own."""
 BELOW = ("", "value/")  # PPO's value adapter lies in a folder of its own
-SECRETS = {
-    "Hugging Face": ("hf_", rb"hf_[A-Za-z0-9]{30,}"),
-    "Hugging Face organization": ("api_org_", rb"api_org_[A-Za-z0-9]{30,}"),
-    "GitHub": ("gh", rb"gh[opsur]_[A-Za-z0-9]{36,}"),
-    "GitHub personal": ("github_pat_", rb"github_pat_\w{50,}"),
-    "GitLab": ("glpat-", rb"glpat-[\w-]{20,}"),
-    "OpenAI or Anthropic": ("sk-", rb"sk-[\w-]{32,}"),
-    "AWS": ("AKIA", rb"AKIA[0-9A-Z]{16}(?![0-9A-Za-z])"),
-    "Google": ("AIza", rb"AIza[\w-]{35}"),
-    "Slack": ("xox", rb"xox[abeoprs]-[\w-]{20,}"),
-    "private key": ("-----BEGIN ", rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
-}
-"""Shapes of secrets: what one begins with, which is quickly found, and the whole of it."""
-OWN_SECRET = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD)$")
 ABSOLUTE = re.compile(
     r"(?<![\w./\\])(?:file://|(?!//))(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\]+[^\s/\\'\",;|<>]+){2,}"
 )
@@ -112,42 +95,6 @@ def check_finished(folder: Path, allowed: Mapping[str, Path]) -> dict[str, Any]:
             f"remove {MANIFEST} to push them without its record"
         )
     return manifest
-
-
-def check_secrets(files: Mapping[str, Path]) -> None:
-    """Look for the shapes of tokens and keys in every byte that would be pushed.
-
-    Raises:
-        HubError: if there is one; the message does not repeat it.
-    """
-    own = {name: value for name, value in os.environ.items() if OWN_SECRET.search(name)}
-    own["your Hugging Face token"] = get_token() or ""
-    shapes = dict(SECRETS)
-    for name, value in own.items():
-        if len(value) >= 16:
-            shapes[f"the value of {name}"] = (value, re.escape(value.encode()))
-    for name, path in files.items():
-        if path.stat().st_size == 0:
-            continue
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for kind, (start, whole) in shapes.items():
-                at = _position(data, start.encode(), re.compile(whole))
-                if at is not None:
-                    raise HubError(
-                        f"{name}: looks as if it held a secret at byte {at:,} ({kind}, "
-                        f"{start[:4]}…); take it out of what was trained or written, and revoke it"
-                    )
-
-
-def _position(data: mmap.mmap, start: bytes, whole: re.Pattern[bytes]) -> int | None:
-    """Where a shape is; `find` of the first letters is tenfold faster than the expression alone."""
-    at = data.find(start)
-    while at >= 0:
-        inside_a_word = at > 0 and chr(data[at - 1]).isalnum()
-        if whole.match(data, at) and not inside_a_word:
-            return at
-        at = data.find(start, at + 1)
-    return None
 
 
 def without_paths(value: Any, rename: Callable[[str], str]) -> Any:
