@@ -15,7 +15,7 @@ from huggingface_hub import constants, snapshot_download
 from tests.hub_stand_in import Fault, Hub, environment, in_process
 from toolkit import cli
 from toolkit.artifacts import hub as pushing
-from toolkit.artifacts import hub_commit, hub_names, plots
+from toolkit.artifacts import hub_commit, plots
 from toolkit.errors import HubError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from toolkit.artifacts.hub import ASKED_FOR_S
 from toolkit.artifacts.hub_commit import again
 from toolkit.artifacts.hub_errors import sentence, status_of
+from toolkit.artifacts.hub_names import ASKED_FOR_S
 from toolkit.errors import HubError
 
 SECONDS = 20  # for which a question is asked again: a Hub that is away is told at once

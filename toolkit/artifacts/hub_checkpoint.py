@@ -17,11 +17,13 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from toolkit.artifacts.hub import ASKED_FOR_S, BYTES_PER_SECOND, SECONDS, cleaned, in_a_process
+from toolkit.artifacts.hub import BYTES_PER_SECOND, SECONDS, cleaned, in_a_process
 from toolkit.artifacts.hub_commit import again
 from toolkit.artifacts.hub_errors import sentence
+from toolkit.artifacts.hub_names import ASKED_FOR_S
 from toolkit.artifacts.manifest import STARTED, changed_inputs, read_json, write_json
-from toolkit.artifacts.outgoing import BELOW, WEIGHTS, check_secrets, without_paths
+from toolkit.artifacts.outgoing import BELOW, WEIGHTS, without_paths
+from toolkit.artifacts.secret_search import check_secrets
 from toolkit.errors import HubError, RecipeError
 
 LAST = "last-checkpoint"  # transformers' name for the newest

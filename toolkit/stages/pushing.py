@@ -1,12 +1,13 @@
 """What a recipe pushes: each finished stage to its repository, and where that is."""
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import hub, hub_access
+from toolkit.artifacts import hub, hub_access, hub_names
 from toolkit.errors import HubError, RecipeError
 from toolkit.recipe import Recipe, StageRecipe
 from toolkit.recipe.sharing import FROM_HUB, LONGEST, RESUMABLE
@@ -99,7 +100,8 @@ def check(recipe: Recipe, who: Mapping[str, Any]) -> list[hub_access.Target]:
     hub_access.check_writable(targets, who)
     open_ones = [stage for stage in recipe.stages if pushes(stage) and not is_private(stage)]
     bases = {str(stage.get("model_name_or_path")) for stage in open_ones if stage.get("use_peft")}
-    _, hidden = hub.ask_about([("model", base) for base in bases if hub.is_id(base)], note)
+    asked = [("model", base) for base in bases if hub_names.is_id(base)]
+    _, hidden = hub_names.ask_about(asked, time.monotonic() + hub_access.SECONDS, note)
     if hidden:
         raise HubError(
             f"hub_private_repo: false: the base {hidden[0]} is private, so nobody could load an "

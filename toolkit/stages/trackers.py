@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
-from toolkit.artifacts.hub import ASKED_FOR_S, WITHHELD
+from toolkit.artifacts.hub_names import ASKED_FOR_S, WITHHELD
 from toolkit.artifacts.outgoing import is_local, last_part, without_paths
 from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
