@@ -75,7 +75,7 @@ LICENCES = {"org/base": "apache-2.0", "org/chats": "cc-by-4.0", "org/sums": "mit
 
 
 def test_the_metadata_is_what_the_hub_indexes(grpo):
-    card = ModelCard(model_card(grpo, About("me/thing", LICENCES)))
+    card: Any = ModelCard(model_card(grpo, About("me/thing", LICENCES)))
     data = card.data.to_dict()
     assert data["base_model"] == "org/base"
     assert data["library_name"] == "peft"
@@ -189,7 +189,7 @@ def test_a_reward_model_is_measured_on_held_out_pairs(grpo):
         grpo.parent, "reward", recipe={}, metrics={"pairs": pairs, "num_tokens": None},
         data=[{"dataset_name": "org/chats", "revision": SHA, "rows": 10}],
     )  # fmt: skip
-    card = ModelCard(model_card(folder, About("me/thing", LICENCES)))
+    card: Any = ModelCard(model_card(folder, About("me/thing", LICENCES)))
     assert "Of 3,160 pairs of answers to 223 prompts" in str(card)
     assert "97.8 % right (95 % interval 94.9 – 99.0 %" in str(card)
     assert card.data.eval_results is not None

@@ -50,9 +50,10 @@ def test_a_policy_answers_and_stops_as_it_was_trained(tiny_base, chats, tmp_path
     _, _, facts = said.rpartition("# ")
     trained = GenerationConfig.from_pretrained(result.output_dir).eos_token_id
     assert facts.startswith(f"{trained} ")
-    model, tokenizer = toolkit.load(result.output_dir)
+    loaded: Any = toolkit.load(result.output_dir)
+    model, tokenizer = loaded
     messages = [{"role": "user", "content": "Who are you?"}]
-    inputs = tokenizer.apply_chat_template(
+    inputs: Any = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     torch.manual_seed(0)

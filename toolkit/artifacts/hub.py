@@ -185,17 +185,21 @@ def prepare(
     for name in [name for name in files if name.split("/")[-1] in SETTINGS]:
         keep = (lambda text: text) if name.endswith("adapter_config.json") else rename
         files[name] = cleaned(files[name], scratch / name, keep)
-    about = About(repo, licences, rename)
-    files |= (pictures := pictures_of(origin, scratch, about))
-    card = scratch / CARD
-    text = model_card(folder, replace(about, pictures=list(pictures)), trained=origin)
-    card.write_text(text, encoding="utf-8")
-    files[CARD] = card
+    files |= described(folder, origin, scratch, About(repo, licences, rename))
     if manifest:
         files[MANIFEST] = recorded(manifest, files, scratch / MANIFEST, rename)
     check_secrets(files)
     check_paths(files, folder)
     return dict(sorted(files.items())), notes
+
+
+def described(folder: Path, origin: Path, scratch: Path, about: About) -> dict[str, Path]:
+    """The pictures of a stage, and the card that shows them; arguments as of `prepare`."""
+    pictures = pictures_of(origin, scratch, about)
+    card = scratch / CARD
+    text = model_card(folder, replace(about, pictures=list(pictures)), trained=origin)
+    card.write_text(text, encoding="utf-8")
+    return {**pictures, CARD: card}
 
 
 def cleaned(source: Path, target: Path, rename: Callable[[str], str]) -> Path:
