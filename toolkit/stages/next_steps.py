@@ -40,7 +40,7 @@ def after_stage(stage: StageRecipe, folder: Path) -> None:
             *shell,
             f"transformers serve {served}     # pip install 'toolkit[serve]'",
             f"transformers chat {served}      # in another terminal",
-            f'hf upload USER/NAME {place} --exclude "checkpoint-*" --exclude proof.json --private',
+            f"toolkit push {place} USER/NAME     # private, with a card",
         ],
     )
 
