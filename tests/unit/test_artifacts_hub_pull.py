@@ -70,7 +70,9 @@ def test_what_is_trained_from_the_hub_is_pushed_pulled_and_trained_on(hub, tmp_p
     for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"):
         assert pushed[name] == (first / name).read_bytes()
 
-    second = sft(hub, tmp_path, "two", start_from="me/tuned")
+    hub.add("me/tuned", pushed, branch="v2")
+    hub.add("me/tuned", {"README.md": b"of `main`, nothing is left"})
+    second = sft(hub, tmp_path, "two", start_from="me/tuned", start_from_revision="v2")
     manifest = json.loads((second / "stage.json").read_text())
     assert manifest["recipe"]["start_from"] == "me/tuned"
     assert manifest["verification"]["verified"] == "fresh_load"

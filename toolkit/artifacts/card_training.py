@@ -37,10 +37,19 @@ def row_of(stage: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "stage": stage["name"],
         "method": METHODS.get(stage["stage"], stage["stage"]),
-        "starts from": stage.get("recipe", {}).get("start_from") or base_at(stage),
+        "starts from": started_from(stage),
         "data": "; ".join(map(rows_of, stage.get("data") or ())) or "–",
         "loss on": trained_on(stage),
     }
+
+
+def started_from(stage: Mapping[str, Any]) -> str:
+    """The stage or the adapter that one continued, at its revision; else its base."""
+    recipe = stage.get("recipe", {})
+    if not recipe.get("start_from"):
+        return base_at(stage)
+    at = f" at `{recipe['start_from_revision']}`" if recipe.get("start_from_revision") else ""
+    return f"{recipe['start_from']}{at}"
 
 
 def cost_of(stage: Mapping[str, Any]) -> dict[str, Any]:

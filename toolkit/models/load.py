@@ -230,8 +230,8 @@ def keep_unpacked(model: Any) -> Any:
     return model
 
 
-def fetch(name: str, revision: str | None = None) -> None:
-    """Have all of a model on this machine: its weights, settings and tokenizer.
+def fetch(name: str, revision: str | None = None) -> str:
+    """Have all of a model on this machine, and say in which folder: weights, settings, tokenizer.
 
     Args:
         name: its folder or Hub id.
@@ -242,11 +242,12 @@ def fetch(name: str, revision: str | None = None) -> None:
         HubError: if the Hub does not have it or does not give it.
     """
     with loading(name):
-        if not Path(name).expanduser().is_dir():
-            wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-            snapshot_download(
-                name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
-            )
+        if (folder := Path(name).expanduser()).is_dir():
+            return str(folder)
+        wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        return snapshot_download(
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
 
 
 def commit_of(name: str, revision: str | None) -> str | None:

@@ -79,6 +79,9 @@ TRAINING_KEYS = (
         "Whether completions, local paths and names of private repositories may leave this machine.",
     ),
 )
+START_REVISION = _own(
+    "start_from_revision", "str | None", None, "The revision of start_from on the Hub."
+)
 ADAPTER_KEYS = (
     _own(
         "start_from",
@@ -86,6 +89,7 @@ ADAPTER_KEYS = (
         None,
         "The adapter whose copy is trained on: an earlier stage's name, a folder or a Hub id.",
     ),
+    START_REVISION,
     TRUST,
     _own(
         "trainer_class",
@@ -166,6 +170,7 @@ RANK_KEYS = (
         None,
         "The adapter whose answers are ranked: an earlier stage's name, a folder or a Hub id.",
     ),
+    START_REVISION,
     _own("dataset_revision", "str | None", None, "The revision of dataset_name on the Hub."),
     *SAMPLING_KEYS,
 )

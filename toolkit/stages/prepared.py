@@ -15,7 +15,7 @@ from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import DataError, RecipeError
 from toolkit.models import adapters, chatml
-from toolkit.models.load import commit_of, load_tokenizer, loading, remote_code
+from toolkit.models.load import commit_of, fetch, load_tokenizer, loading, remote_code
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
@@ -26,9 +26,21 @@ Examples = Dataset | Sequence[Mapping[str, Any]]
 
 
 def starting_point(recipe: StageRecipe, earlier: Mapping[str, Path]) -> str | None:
-    """The adapter that `start_from` names: an earlier stage's folder, else the name itself."""
-    start = recipe["start_from"]
-    return None if start is None else str(earlier.get(start, start))
+    """The adapter that `start_from` names: an earlier stage's folder, else the name itself.
+
+    Raises:
+        RecipeError: if `start_from_revision` is asked of a folder.
+        HubError: if the Hub does not give that revision.
+    """
+    start, revision = recipe["start_from"], recipe["start_from_revision"]
+    if start is None or revision is None:
+        return None if start is None else str(earlier.get(start, start))
+    if start in earlier or Path(start).expanduser().is_dir():
+        raise RecipeError(
+            f"start_from_revision: {start} is a folder here, and {revision!r} is a revision on the "
+            "Hub; leave the key out"
+        )
+    return fetch(start, revision)
 
 
 @dataclass

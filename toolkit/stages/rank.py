@@ -23,6 +23,7 @@ from toolkit.recipe import StageRecipe
 from toolkit.stages.answered import answered
 from toolkit.stages.completions import write_lines
 from toolkit.stages.examined import BASE, Examined, examined_model
+from toolkit.stages.prepared import starting_point
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.ranking import Counts, ranking
 from toolkit.stages.requests import FORMAT, rendered, sampled
@@ -90,7 +91,9 @@ def run(
     check(recipe, entries, objects)
     scorers(entries, recipe, earlier)  # what is wrong with one shows before the first answer
     rows = load_rows(recipe, purpose="prompt", train_dataset=train_dataset)
-    policy = examined_model(recipe["start_from"] or BASE, recipe, earlier, model, processing_class)
+    at_revision = recipe["start_from_revision"] is not None
+    start = starting_point(recipe, earlier) if at_revision else recipe["start_from"]
+    policy = examined_model(start or BASE, recipe, earlier, model, processing_class)
     for line in rows.notes:
         note(line)
     wanted = samples_of(policy, rows, recipe)
