@@ -161,4 +161,5 @@ def test_fewer_prompts_than_a_rollout_takes_are_refused(stories, tmp_path, stage
     trained(
         stage, stories, tmp_path / "run", train_dataset=rows, num_generations=each, max_steps=1,
         global_batch_size=len(rows) * each, max_completion_length=4,
+        reward_funcs=[lambda completion_ids, **_: [sum(ids) % 7 / 7 for ids in completion_ids]],
     )  # fmt: skip
