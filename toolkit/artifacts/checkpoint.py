@@ -14,7 +14,7 @@ STATE = "trainer_state.json"
 # is a folder, and DeepSpeed keeps its own in one by the number of the step.
 NEEDED = {STATE: (STATE,), "optimizer.pt": ("optimizer", "global_step"),
           "scheduler.pt": ("scheduler", "global_step"), "rng_state.pth": ("rng_state",)}  # fmt: skip
-OF_THE_OPTIMIZER = ("optimizer.pt", "scheduler.pt", "scaler.pt")
+OF_THE_OPTIMIZER = ("optimizer.pt", "scheduler.pt")
 """What a fresh optimizer does not read."""
 
 

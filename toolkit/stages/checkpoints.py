@@ -87,7 +87,7 @@ class Resumable:
         """Seal a checkpoint and give it its name; then older ones may go."""
         on_disk.seal(written, processes=processes(), inputs=read_json(place.parent / STARTED))
         if place.exists():  # one that was passed over, or that training has gone back behind
-            shutil.rmtree(place)
+            put_away(place)
         move(written, place)
         on_disk.to_disk(place.parent)
         best = self.state.best_model_checkpoint
@@ -116,7 +116,8 @@ def resumable(kind: type[T]) -> type[T]:
     if issubclass(kind, Resumable):
         return kind
     same = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (Resumable, kind), same | {"__doc__": kind.__doc__})
+    made: Any = type(kind.__name__, (Resumable, kind), same | {"__doc__": kind.__doc__})
+    return made
 
 
 class AtTheEndOfAnEpoch(TrainerCallback):
@@ -182,9 +183,18 @@ def remove_older(newest: Path, limit: int | None, best: Path | None) -> None:
             "look at the disk, and run the same command again"
         )
     for folder in reversed(surplus):
-        # without its manifest, what a crash leaves of it counts as nothing
-        (folder / on_disk.SEAL).unlink()
-        shutil.rmtree(folder)
+        put_away(folder)
+
+
+def put_away(folder: Path) -> None:
+    """Remove a checkpoint, of which a crash leaves nothing that looks like one."""
+    gone = folder.parent / SAVING / f"old-{folder.name}"
+    try:
+        folder.rename(gone)
+    except OSError:
+        (folder / on_disk.SEAL).unlink(missing_ok=True)
+        gone = folder
+    shutil.rmtree(gone)
 
 
 def check_room(directory: Path) -> None:
