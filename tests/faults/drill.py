@@ -4,6 +4,7 @@ python -m tests.faults.drill --rounds 200 --seed 1 [--stage sft …]
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -170,16 +171,9 @@ def main() -> int:
 def warm(base: Path, place: Path) -> None:
     """Import here what every fork needs, by one short run of each stage in this process."""
     for stage, keys in STAGES.items():
-        run = getattr(toolkit, stage)
-        with open(os.devnull, "w") as nowhere:
-            import contextlib
-
-            with contextlib.redirect_stdout(nowhere):
-                run(
-                    model=str(base),
-                    output_dir=str(place / f"warm-{stage}"),
-                    **keys | {"max_steps": 1},
-                )
+        keys = keys | {"output_dir": str(place / f"warm-{stage}"), "max_steps": 1}
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            getattr(toolkit, stage)(model=str(base), **keys)
 
 
 if __name__ == "__main__":
