@@ -31,7 +31,7 @@ LAST = "last-checkpoint"  # transformers' name for the newest
 RESUMABLE = (STATE, "optimizer.pt", "scheduler.pt")
 ALLOWED = (
     *WEIGHTS, *RESUMABLE, "model.safetensors.index.json", "adapter_config.json", "config.json",
-    "scaler.pt", "rng_state.pth", "rng_state_*.pth",
+    "scaler.pt", "rng_state.pth", "rng_state_*.pth", "rollout_*.pt",
 )  # fmt: skip
 """What is pushed and pulled of a checkpoint, besides the inputs of its stage."""
 
@@ -208,7 +208,7 @@ class Pull:
             if best := state.get("best_model_checkpoint"):
                 state["best_model_checkpoint"] = self.best(Path(best).name, steps, tell)
                 write_json(pulled / STATE, state)
-            seal(pulled)
+            seal(pulled, processes=writers(pulled))
             return placed(pulled, self.folder / f"checkpoint-{steps}")
 
     def fetch(self, name: str, place: Path) -> None:
@@ -228,7 +228,7 @@ class Pull:
             return None
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".hub-") as scratch:
             self.fetch(name, Path(scratch))
-            seal(Path(scratch) / name)
+            seal(Path(scratch) / name, processes=writers(Path(scratch) / name))
             return str(placed(Path(scratch) / name, place))
 
 
@@ -236,6 +236,11 @@ def is_allowed(path: str) -> bool:
     """Whether a file in a checkpoint is one that is pulled."""
     inside = path.removeprefix("value/")
     return inside.count("/") == 0 and any(fnmatch.fnmatch(inside, part) for part in ALLOWED)
+
+
+def writers(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: each its random numbers."""
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
 
 
 def placed(pulled: Path, place: Path) -> Path:
