@@ -89,7 +89,7 @@ def outputs_of(directory: Path) -> dict[str, dict[str, Any]]:
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(directory.iterdir())
-        if file.is_file() and file.name not in skipped
+        if file.is_file() and file.name not in skipped and not file.name.startswith(".")
     }
 
 
