@@ -1,10 +1,14 @@
 # make demo   base, SFT, reward model, PPO and GRPO, exam: on this machine, in under six minutes
 # make test   lint, types and tests
+# make drill  kill -9 at random moments until done, 200 rounds: make drill ROUNDS=20 SEED=2
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test demo lint test-slow bench clean
+ROUNDS ?= 200
+SEED ?= 1
+
+.PHONY: test demo lint test-slow bench drill clean
 
 demo: $(VENV)/installed
 	$(BIN)/toolkit run recipes/quickstart.yaml --overwrite
@@ -22,6 +26,9 @@ test-slow: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -q -s -m benchmark
+
+drill: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.drill --rounds $(ROUNDS) --seed $(SEED)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12")'

@@ -16,7 +16,14 @@ from toolkit.errors import ToolkitError as ToolkitError
 
 __version__: str
 
-def run(recipe: str | Path, *, overwrite: bool = ..., **overrides: Any) -> RunResult: ...
+def run(
+    recipe: str | Path,
+    *,
+    overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
+    **overrides: Any,
+) -> RunResult: ...
 def build(stage: Literal["pretrain", "sft", "reward", "dpo", "grpo", "ppo"], **keys: Any) -> Any: ...
 def load(
     directory: str | Path, *, dtype: str = ..., device: str | None = ...
@@ -33,6 +40,8 @@ def merge(
 def pretrain(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     train_dataset: Any = ...,
@@ -173,6 +182,8 @@ def pretrain(
 def sft(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     train_dataset: Any = ...,
@@ -350,6 +361,8 @@ def sft(
 def reward(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     train_dataset: Any = ...,
@@ -517,6 +530,8 @@ def reward(
 def dpo(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     train_dataset: Any = ...,
@@ -699,6 +714,8 @@ def dpo(
 def grpo(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     train_dataset: Any = ...,
@@ -937,6 +954,8 @@ def grpo(
 def ppo(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     train_dataset: Any = ...,
@@ -1182,6 +1201,8 @@ def ppo(
 def rank(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     start_from: str | PathLike[str] | None = ...,
@@ -1219,6 +1240,8 @@ def rank(
 def evaluate(
     *,
     overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
     model: PreTrainedModel | None = ...,
     processing_class: PreTrainedTokenizerBase | None = ...,
     tasks: Sequence[Mapping[str, Any]] | None = ...,

@@ -23,7 +23,7 @@ from toolkit.recipe import (
     recipe_from_flags,
 )
 
-RUN_FLAGS = "[--overwrite] [--debug] [--key value …]"
+RUN_FLAGS = "[--overwrite] [--allow-change KEY] [--fresh-optimizer] [--debug] [--key value …]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +87,8 @@ def overview() -> str:
         "Post-training on the Hugging Face stack: one frozen base, LoRA adapters, one recipe.",
         "",
         f"  toolkit run RECIPE {RUN_FLAGS}",
-        "                            one stage or a pipeline: skip what is finished",
+        "                            one stage or a pipeline: skip what is finished, go on with",
+        "                            what was interrupted",
         f"  toolkit {stages} [--key value …]",
         "                            the same without a file; --help lists the keys",
         "  toolkit init FILE         look at the data and the device, write a recipe",
@@ -137,8 +138,17 @@ def stage_command(stage: str, words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(stage_help(stage))
         return 0
-    rest = [word for word in words if word != "--overwrite"]
-    return execute(recipe_from_flags(stage, rest), overwrite=len(rest) < len(words))
+    parsed, rest = run_arguments(stage).parse_known_args(words)
+    return execute(recipe_from_flags(stage, rest), parsed)
+
+
+def run_arguments(command: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """What running takes besides recipe keys."""
+    arguments = parser(command, usage or f"toolkit {command} {RUN_FLAGS}", "Run it.")
+    arguments.add_argument("--overwrite", action="store_true")
+    arguments.add_argument("--fresh-optimizer", action="store_true")
+    arguments.add_argument("--allow-change", action="append", default=[], metavar="KEY")
+    return arguments
 
 
 def stage_help(stage: str) -> str:
@@ -155,17 +165,19 @@ def stage_help(stage: str) -> str:
 
 def run(words: list[str]) -> int:
     """`toolkit run RECIPE [--overwrite] [--key value] [--stage_name.key value]`."""
-    arguments = parser("run", f"toolkit run RECIPE {RUN_FLAGS}", "Run a recipe.")
-    arguments.add_argument("--overwrite", action="store_true")
+    arguments = run_arguments("run", f"toolkit run RECIPE {RUN_FLAGS}")
     parsed, recipe = with_recipe(arguments, words)
-    return execute(recipe, overwrite=parsed.overwrite)
+    return execute(recipe, parsed)
 
 
-def execute(recipe: Recipe, *, overwrite: bool) -> int:
+def execute(recipe: Recipe, asked: argparse.Namespace) -> int:
     """Run a resolved recipe; the keys were checked before torch is loaded."""
+    from toolkit.artifacts import allowed
+
+    recipe = allowed.asked_for(recipe, asked.allow_change, fresh_optimizer=asked.fresh_optimizer)
     from toolkit import pipeline
 
-    pipeline.run_recipe(recipe, overwrite=overwrite)
+    pipeline.run_recipe(recipe, overwrite=asked.overwrite)
     return 0
 
 

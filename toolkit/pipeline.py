@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
-from toolkit.artifacts import inputs, manifest, plots
+from toolkit.artifacts import allowed, inputs, manifest, plots
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
@@ -21,6 +21,7 @@ from toolkit.stages import pushing, terminal
 from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import is_first_process, meet, processes
 from toolkit.stages.resources import Usage
+from toolkit.stages.run_folder import alone_in, refuse_or_clear
 from toolkit.stages.trackers import keep_private
 
 REPORT = "report.json"
@@ -34,12 +35,22 @@ OF_TRAINING = ("trainer_class",)
 OF_ROLLOUTS = ("reward_funcs", "tools", "environment_factory", "rollout_func")
 
 
-def run(recipe: str | Path, *, overwrite: bool = False, **overrides: Any) -> RunResult:
+def run(
+    recipe: str | Path,
+    *,
+    overwrite: bool = False,
+    allow_change: Sequence[str] = (),
+    fresh_optimizer: bool = False,
+    **overrides: Any,
+) -> RunResult:
     """Run a recipe file: one stage or a pipeline.
 
     Args:
         recipe: the YAML file.
         overwrite: rerun finished stages whose inputs changed, and all that follows from them.
+        allow_change: recipe keys, or words of `manifest.INPUTS`, with which a stage that was
+            interrupted goes on although they are not what they were.
+        fresh_optimizer: go on from a checkpoint without its optimizer.
         **overrides: recipe keys that win over the file, for every stage that knows them.
 
     Returns:
@@ -48,7 +59,10 @@ def run(recipe: str | Path, *, overwrite: bool = False, **overrides: Any) -> Run
     Raises:
         ToolkitError: one of its children; the message says what to do.
     """
-    return run_recipe(load_recipe(recipe, keywords=overrides), overwrite=overwrite)
+    asked = allowed.asked_for(
+        load_recipe(recipe, keywords=overrides), allow_change, fresh_optimizer=fresh_optimizer
+    )
+    return run_recipe(asked, overwrite=overwrite)
 
 
 def pretrain(*, overwrite: bool = False, **keys: Any) -> StageResult:
@@ -91,9 +105,17 @@ def evaluate(*, overwrite: bool = False, **keys: Any) -> StageResult:
     return run_stage("evaluate", overwrite=overwrite, **keys)
 
 
-def run_stage(stage: str, *, overwrite: bool = False, **keys: Any) -> StageResult:
-    """Run one stage from keywords."""
+def run_stage(
+    stage: str,
+    *,
+    overwrite: bool = False,
+    allow_change: Sequence[str] = (),
+    fresh_optimizer: bool = False,
+    **keys: Any,
+) -> StageResult:
+    """Run one stage from keywords; the others as of `run`."""
     objects, recipe = given_to(stage, keys)
+    recipe = allowed.asked_for(recipe, allow_change, fresh_optimizer=fresh_optimizer)
     result = run_recipe(recipe, overwrite=overwrite, objects=objects)
     return result.stages[recipe.stages[0].name]
 
@@ -239,18 +261,18 @@ def run_one(
     given = inputs.inputs_of(stage, earlier, objects)
     done = manifest.read_json(folder / manifest.MANIFEST)
     before = done["inputs"] if done else manifest.read_json(folder / manifest.STARTED)
-    changed = manifest.changed_inputs(before, given) if before is not None else []
+    found = manifest.changes(before, given) if before is not None else []
+    changed = allowed.others(found, () if done else stage.allow_change, terminal.note)
     changed += manifest.damaged_outputs(folder, done) if done else []
     if done and not changed:
         terminal.note("finished already, with the same inputs: skipped")
         return StageResult(folder, done["metrics"], done)
     meet()  # nothing is removed before every process has read it
-    refuse_or_clear(folder, before, changed, overwrite=overwrite)
-    meet()
     usage = Usage()
-    with one_line(folder):
+    with one_line(folder), alone_in(folder):
+        refuse_or_clear(folder, before, changed, finished=bool(done), overwrite=overwrite)
+        meet()
         if is_first_process():
-            folder.mkdir(parents=True, exist_ok=True)
             write_recipe(recipe)
             manifest.write_json(folder / manifest.STARTED, given)
         tell_defaults(stage)
@@ -303,44 +325,6 @@ def one_line(folder: Path) -> Iterator[None]:
         if from_network and not isinstance(error, StrictDataclassError):
             raise HubError(f"the Hub cannot be reached, or refuses: {said}") from error
         raise
-
-
-def refuse_or_clear(
-    folder: Path, before: Mapping[str, Any] | None, changed: list[str], *, overwrite: bool
-) -> None:
-    """Never write over another run in silence; with `overwrite`, remove what the old one left.
-
-    Raises:
-        RecipeError: if the folder holds another run, or files that are no run's.
-    """
-    if before is None:
-        if folder.is_dir() and any(
-            path.name == "config.json" or path.suffix == ".safetensors" for path in folder.iterdir()
-        ):
-            raise RecipeError(
-                f"{folder} holds model files that no run here wrote; give another output_dir"
-            )
-        return
-    if not changed:
-        return  # an interrupted run with the same inputs: resumed
-    kept = (manifest.MANIFEST, "*.safetensors", "checkpoint-*")
-    at_stake = any(any(folder.glob(pattern)) for pattern in kept)
-    if at_stake and not overwrite:
-        raise RecipeError(
-            f"{folder} holds a run that is not this one any more ({'; '.join(changed)}); "
-            "--overwrite reruns it and all that follows from it, or give another output_dir"
-        )
-    if is_first_process():
-        (folder / "log.jsonl").unlink(missing_ok=True)
-    if at_stake and is_first_process():
-        old = manifest.read_json(folder / manifest.MANIFEST) or {}
-        for name in (manifest.MANIFEST, manifest.STARTED, *old.get("outputs", ())):
-            (folder / name).unlink(missing_ok=True)
-        for path in folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
-        for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
-            for path in folder.glob(pattern):
-                path.unlink()
 
 
 def write_manifest(

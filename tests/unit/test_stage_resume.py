@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.unit.test_pipeline import sft
+from toolkit.artifacts.checkpoint import seal
 
 KEYS = {
     "max_steps": 4, "save_steps": 1, "save_strategy": "steps", "lora_dropout": 0.1,
@@ -48,7 +49,7 @@ def test_from_the_newest_whole_checkpoint(tiny_base, chats, tmp_path, capsys):
     capsys.readouterr()
     resumed = sft(tiny_base, chats, run, **KEYS)
     printed = capsys.readouterr().out
-    assert "checkpoint-3 is incomplete (optimizer.pt is missing): passed over" in printed
+    assert "checkpoint-3 is passed over: optimizer.pt is missing" in printed
     assert "resuming from" in printed
     assert "checkpoint-2" in printed
     assert_same(whole, resumed)
@@ -64,6 +65,7 @@ def test_what_the_checkpoint_holds_is_what_goes_on(tiny_base, chats, tmp_path):
     interrupt(tmp_path / "run", "checkpoint-4", "checkpoint-3")
     file = tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors"
     save_file({key: value + 0.1 for key, value in load_file(file).items()}, file)
+    seal(file.parent)
     after = load_file(
         sft(tiny_base, chats, tmp_path / "run", **KEYS).output_dir / "adapter_model.safetensors"
     )

@@ -15,6 +15,7 @@ from tests import tiny
 from tests.closeness import assert_close
 from tests.preferences import PAIRS, RANKED
 from tests.unit.test_stage_resume import assert_same, interrupt, logged
+from toolkit.artifacts.checkpoint import seal
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models.reward import load_reward_model
 from toolkit.stages.reward_trainer import WeightedRewardTrainer, pair_losses
@@ -238,6 +239,7 @@ def test_a_checkpoint_holds_the_head(tiny_base, tmp_path):
     file = tmp_path / "checkpoint-2" / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {HEAD: tensors[HEAD] + 1.0}, file)
+    seal(file.parent)
     after = weights_of(reward(tiny_base, tmp_path, **RESUME))[HEAD]
     assert float((after - before).mean()) > 0.9
 

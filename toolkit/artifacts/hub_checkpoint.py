@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,21 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from toolkit.artifacts.checkpoint import STATE, seal
 from toolkit.artifacts.hub import BYTES_PER_SECOND, SECONDS, cleaned, in_a_process
 from toolkit.artifacts.hub_commit import again
 from toolkit.artifacts.hub_errors import sentence
 from toolkit.artifacts.hub_names import ASKED_FOR_S
-from toolkit.artifacts.manifest import STARTED, changed_inputs, read_json, write_json
+from toolkit.artifacts.manifest import STARTED, changes, read_json, write_json
 from toolkit.artifacts.outgoing import BELOW, WEIGHTS, without_paths
 from toolkit.artifacts.secret_search import check_secrets
 from toolkit.errors import HubError, RecipeError
 
 LAST = "last-checkpoint"  # transformers' name for the newest
-STATE = "trainer_state.json"
 RESUMABLE = (STATE, "optimizer.pt", "scheduler.pt")
 ALLOWED = (
     *WEIGHTS, *RESUMABLE, "model.safetensors.index.json", "adapter_config.json", "config.json",
-    "scaler.pt", "rng_state.pth", "rng_state_*.pth",
+    "scaler.pt", "rng_state.pth", "rng_state_*.pth", "rollout_*.pt",
 )  # fmt: skip
 """What is pushed and pulled of a checkpoint, besides the inputs of its stage."""
 
@@ -98,6 +98,7 @@ def pull_checkpoint(
     *,
     revision: str | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    allow_change: Collection[str] = (),
 ) -> Path | None:
     """Bring the newest whole checkpoint of a repository into a stage's folder, as `checkpoint-N`.
 
@@ -109,6 +110,7 @@ def pull_checkpoint(
         folder: the stage's, with the inputs of this run in it.
         revision: the branch; `main` by default.
         tell: called with one line about what is looked for or missing.
+        allow_change: what may differ in the run that it is of.
 
     Returns:
         The checkpoint; None where the repository has none that is newer.
@@ -118,7 +120,7 @@ def pull_checkpoint(
         HubError: if the Hub cannot be asked, or does not give it.
     """
     try:
-        pull = Pull(repo, revision, folder)
+        pull = Pull(repo, revision, folder, allow_change)
         found = pull.newest()
     except (RepositoryNotFoundError, RevisionNotFoundError):
         tell(f"{repo} is not there, so there is nothing to resume from")
@@ -144,9 +146,13 @@ class Pull:
         repo: NAMESPACE/NAME.
         revision: the branch; `main` by default.
         folder: where checkpoints go.
+        allow_change: what may differ in the run that it is of.
     """
 
-    def __init__(self, repo: str, revision: str | None, folder: Path):
+    def __init__(
+        self, repo: str, revision: str | None, folder: Path, allow_change: Collection[str] = ()
+    ):
+        self.allow_change = allow_change
         self.repo, self.folder, self.deadline = repo, folder, time.monotonic() + SECONDS
         api = HfApi()
         self.commit: str | None = self.again(
@@ -197,11 +203,12 @@ class Pull:
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".hub-") as scratch:
             self.fetch(name, Path(scratch))
             pulled = Path(scratch) / name
-            check_same_run(pulled, self.folder, self.repo)
+            check_same_run(pulled, self.folder, self.repo, self.allow_change)
             state = json.loads((pulled / STATE).read_text(encoding="utf-8"))
             if best := state.get("best_model_checkpoint"):
                 state["best_model_checkpoint"] = self.best(Path(best).name, steps, tell)
                 write_json(pulled / STATE, state)
+            seal(pulled, processes=writers(pulled))
             return placed(pulled, self.folder / f"checkpoint-{steps}")
 
     def fetch(self, name: str, place: Path) -> None:
@@ -221,6 +228,7 @@ class Pull:
             return None
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".hub-") as scratch:
             self.fetch(name, Path(scratch))
+            seal(Path(scratch) / name, processes=writers(Path(scratch) / name))
             return str(placed(Path(scratch) / name, place))
 
 
@@ -228,6 +236,11 @@ def is_allowed(path: str) -> bool:
     """Whether a file in a checkpoint is one that is pulled."""
     inside = path.removeprefix("value/")
     return inside.count("/") == 0 and any(fnmatch.fnmatch(inside, part) for part in ALLOWED)
+
+
+def writers(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: each its random numbers."""
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
 
 
 def placed(pulled: Path, place: Path) -> Path:
@@ -240,7 +253,9 @@ def placed(pulled: Path, place: Path) -> Path:
     return place
 
 
-def check_same_run(pulled: Path, folder: Path, repo: str) -> None:
+def check_same_run(
+    pulled: Path, folder: Path, repo: str, allow_change: Collection[str] = ()
+) -> None:
     """Refuse a checkpoint of a run with other inputs, as a folder with one is refused.
 
     Raises:
@@ -248,7 +263,8 @@ def check_same_run(pulled: Path, folder: Path, repo: str) -> None:
     """
     before = read_json(pulled / STARTED)
     given: Mapping[str, Any] = without_paths(read_json(folder / STARTED) or {}, lambda text: text)
-    changed: Sequence[str] = changed_inputs(before, given) if before and given else ()
+    found = changes(before, given) if before and given else []
+    changed = [phrase for name, phrase in found if name not in allow_change]
     if changed:
         raise RecipeError(
             f"resume_from_checkpoint: the checkpoint in {repo} is of another run "

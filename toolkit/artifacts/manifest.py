@@ -19,6 +19,10 @@ from toolkit.recipe import StageRecipe
 MANIFEST = "stage.json"
 STARTED = "started.json"
 PROOF = "proof.json"
+RUNNING = "running.json"
+INPUTS = {"base": ("base ", "weights of "), "data": ("data ",), "from": ("from ",),
+          "object": ("object ",)}  # fmt: skip
+"""What a stage's inputs are called, besides its recipe keys, and how their names begin."""
 LIBRARIES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "bitsandbytes"
 )  # fmt: skip
@@ -81,11 +85,11 @@ def digest_of_files(root: Path, files: Iterable[Path]) -> str:
 
 def outputs_of(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file at the top of a stage's folder, except records of the run."""
-    skipped = {MANIFEST, STARTED, PROOF, "log.jsonl", "recipe.yaml"}
+    skipped = {MANIFEST, STARTED, RUNNING, PROOF, "log.jsonl", "recipe.yaml"}
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(directory.iterdir())
-        if file.is_file() and file.name not in skipped
+        if file.is_file() and file.name not in skipped and not file.name.startswith(".")
     }
 
 
@@ -125,27 +129,39 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def changed_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two sets of inputs, one short phrase each, recipe keys by their name.
+    """What differs between two sets of inputs, one short phrase each; as `changes`."""
+    return [phrase for _, phrase in changes(before, now)]
 
-    A key that one of the two leaves out has its default there.
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What differs between two sets of inputs: what `--allow-change` calls it, and a short phrase.
+
+    A recipe key is called by its name, anything else as in INPUTS. A key that one of the two leaves
+    out has its default there.
     """
-    phrases = []
+    found: list[tuple[str, str]] = []
     for part in sorted({*before, *now}):
         old, new = before.get(part), now.get(part)
         if old == new:
             continue
         if part == "recipe" and isinstance(old, Mapping) and isinstance(new, Mapping):
             values = {key: (_in_force(old, key), _in_force(new, key)) for key in {*old, *new}}
-            phrases += [
-                f"{key}: {one!r} → {other!r}"
+            found += [
+                (key, f"{key}: {one!r} → {other!r}")
                 for key, (one, other) in sorted(values.items())
                 if one != other
             ]
         elif part in before and part in now:
-            phrases.append(f"{part}: its content changed")
+            found.append((kind_of(part), f"{part}: its content changed"))
         elif part.startswith("object "):  # what another name replaces shows as a recipe key
-            phrases.append(f"{part}: {'given' if part in now else 'not given'} now")
-    return phrases
+            given = "given" if part in now else "not given"
+            found.append((kind_of(part), f"{part}: {given} now"))
+    return found
+
+
+def kind_of(part: str) -> str:
+    """What of a run an input that is no recipe key belongs to: a word of INPUTS."""
+    return next((kind for kind, words in INPUTS.items() if part.startswith(words)), part)
 
 
 def _in_force(recipe: Mapping[str, Any], key: str) -> Any:

@@ -19,12 +19,16 @@ class StageRecipe:
         name: the stage's own name.
         written: checked values that the recipe, the flags or the Python call gave.
         where: the place of each of them: `recipes/x.yaml:12`, `--learning_rate`, `keyword …`.
+        allow_change: what may differ from the run that is resumed; asked for with the run, no key.
+        fresh_optimizer: whether it is resumed with a new optimizer; likewise.
     """
 
     stage: str
     name: str
     written: Mapping[str, Any]
     where: Mapping[str, str]
+    allow_change: tuple[str, ...] = ()
+    fresh_optimizer: bool = False
 
     def __getitem__(self, key: str) -> Any:
         if key in ("stage", "name"):

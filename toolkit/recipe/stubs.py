@@ -28,7 +28,14 @@ from toolkit.errors import ToolkitError as ToolkitError
 
 __version__: str
 
-def run(recipe: str | Path, *, overwrite: bool = ..., **overrides: Any) -> RunResult: ...
+def run(
+    recipe: str | Path,
+    *,
+    overwrite: bool = ...,
+    allow_change: Sequence[str] = ...,
+    fresh_optimizer: bool = ...,
+    **overrides: Any,
+) -> RunResult: ...
 def build(stage: Literal[{stages}], **keys: Any) -> Any: ...
 def load(
     directory: str | Path, *, dtype: str = ..., device: str | None = ...
@@ -55,6 +62,11 @@ OF_ROLLOUTS = {
     "environment_factory": "Any",
     "rollout_func": "Callable[..., Any] | None",
 }
+OF_THE_RUN = (
+    "    overwrite: bool = ...,",
+    "    allow_change: Sequence[str] = ...,",
+    "    fresh_optimizer: bool = ...,",
+)
 PATHS = {"model_name_or_path", "dataset_name", "output_dir", "chat_template_path", "start_from"}
 NOT_KEYWORDS = {"stage", "name", "hub_token"}
 
@@ -72,9 +84,7 @@ def function(stage: str) -> str:
     keys = {key.name: annotation(key) for key in keys_of(stage).values()}
     words = objects | {name: kind for name, kind in keys.items() if name not in NOT_KEYWORDS}
     lines = [f"    {name}: {kind} = ...," for name, kind in words.items()]
-    return "\n".join(
-        [f"def {stage}(", "    *,", "    overwrite: bool = ...,", *lines, ") -> StageResult: ...\n"]
-    )
+    return "\n".join([f"def {stage}(", "    *,", *OF_THE_RUN, *lines, ") -> StageResult: ...\n"])
 
 
 def annotation(key: Key) -> str:

@@ -34,7 +34,10 @@ def restore(recipe: StageRecipe, folder: Path) -> None:
         raise RecipeError("resume_from_checkpoint: hub needs hub_model_id, found none")
     meet()  # the inputs of this run are written by the first process
     if is_first_of_machine():
-        found = pull_checkpoint(repo, folder, revision=recipe["hub_revision"], tell=note)
+        found = pull_checkpoint(
+            repo, folder, revision=recipe["hub_revision"], tell=note,
+            allow_change=recipe.allow_change,
+        )  # fmt: skip
         if found is not None:
             note(f"{found.name} was pulled from {repo}")
     meet()

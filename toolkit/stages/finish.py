@@ -14,45 +14,31 @@ from toolkit.artifacts import proof_file
 from toolkit.artifacts.base_identity import base_identity
 from toolkit.artifacts.manifest import PROOF
 from toolkit.data.probe import probe_words
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.errors import TrainingError
 from toolkit.models import adapters, digests, proof
 from toolkit.models.load import adapter_config
 from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
-from toolkit.recipe.sharing import FROM_HUB
 from toolkit.stages.checkpoint_push import pusher_of, restore
+from toolkit.stages.checkpoints import AtTheEndOfAnEpoch
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.proved import Saved
+from toolkit.stages.resuming import clean, found
 from toolkit.stages.terminal import ProgressLine, note
 from toolkit.stages.trackers import keep_private
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
 PROBE_TOKENS = 64
-RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")  # written last by the Trainer
-
-
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that holds all that resuming needs; it says which it passes over."""
-    numbered = [
-        (int(folder.name.rpartition("-")[2]), folder)
-        for folder in directory.glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit()
-    ]
-    for _, folder in sorted(numbered, reverse=True):
-        missing = [name for name in RESUMABLE if not (folder / name).is_file()]
-        if not missing:
-            return folder
-        note(f"{folder.name} is incomplete ({missing[0]} is missing): passed over")
-    return None
 
 
 def train(trainer: Trainer, recipe: StageRecipe) -> None:
     """Train, from the newest whole checkpoint if the stage was interrupted.
 
     Raises:
-        TrainingError: if the device has not enough memory, or a library stops.
-        RecipeError: if the checkpoint that the recipe names is not there.
+        TrainingError: if the device has not enough memory, no checkpoint that is there can be
+            resumed from, or a library stops.
+        RecipeError: if the checkpoint that the recipe names is not there, or is of another run.
     """
     directory = Path(str(trainer.args.output_dir))
     progress = ProgressLine(directory / "log.jsonl")
@@ -62,14 +48,11 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     keep_private(trainer, recipe)
     pusher = pusher_of(trainer, recipe)
     restore(recipe, directory)
-    asked = recipe["resume_from_checkpoint"]
-    asked = None if asked == FROM_HUB else asked
-    if asked and not Path(asked).is_dir():
-        raise RecipeError(
-            f"resume_from_checkpoint: no folder {asked}; leave the key out, and the newest whole "
-            f"checkpoint in {directory} is taken"
-        )
-    checkpoint = Path(asked) if asked else newest_checkpoint(directory)
+    clean(directory)
+    checkpoint = found(recipe, directory)
+    trainer.fresh_optimizer = recipe.fresh_optimizer  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.new_settings = bool(recipe.allow_change)  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.add_callback(AtTheEndOfAnEpoch())
     if checkpoint and has_ended(trainer, checkpoint):
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)

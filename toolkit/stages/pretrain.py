@@ -22,6 +22,7 @@ from toolkit.errors import DataError, RecipeError
 from toolkit.models import scratch
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments
+from toolkit.stages.checkpoints import resumable
 from toolkit.stages.finish import save, train
 from toolkit.stages.prepared import Examples
 from toolkit.stages.proved import prove
@@ -95,7 +96,7 @@ def assemble(
         f"{len(rows.train):,} documents, {len(blocks['train']):,} blocks of {recipe['max_length']} "
         f"tokens, vocabulary of {len(tokenizer):,}, {model.num_parameters():,} parameters"
     )
-    trainer = Trainer(
+    trainer = resumable(Trainer)(
         model,
         # with a cache, transformers would let documents see one another
         build_arguments(recipe, TrainingArguments, output_dir, use_cache=False),

@@ -73,6 +73,14 @@ def interval(state: TrainerState) -> int:
     return -(-wanted // logged) * logged if 0 < logged <= state.max_steps // 4 else wanted
 
 
+def step_of(line: str) -> float:
+    """The step of a line of the log; of one that a crash has cut off, one that never comes."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
 class ProgressLine(TrainerCallback):
     """One line of progress, and every logged value in `log.jsonl`.
 
@@ -117,8 +125,11 @@ class ProgressLine(TrainerCallback):
         """Drop what was logged after a step, from which training starts or goes on."""
         if self.log_path.is_file():
             lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.log_path.write_text("".join(kept) if step else "", encoding="utf-8")
+            kept = [line for line in lines if step_of(line) <= step] if step else []
+            # a crash leaves the log as it was
+            new = self.log_path.with_name(f".{self.log_path.name}.tmp")
+            new.write_text("".join(kept), encoding="utf-8")
+            new.replace(self.log_path)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
 from toolkit.rewards.registry import imported
+from toolkit.stages.checkpoints import resumable
 
 T = TypeVar("T")
 
 
 def trainer_class_of(recipe: StageRecipe, default: type[T], given: Any = None) -> type[T]:
-    """The class whose trainer a stage builds.
+    """The class whose trainer a stage builds, with checkpoints that are whole or not there.
 
     Args:
         recipe: may name one, as file.py:Class or package.module:Class.
@@ -28,4 +29,4 @@ def trainer_class_of(recipe: StageRecipe, default: type[T], given: Any = None) -
             f"trainer_class: expected a subclass of {default.__module__}.{default.__name__}, found "
             f"{getattr(found, '__name__', found)!r}"
         )
-    return found
+    return resumable(found)

@@ -1,0 +1,180 @@
+"""The kill drill: kill -9 at random moments, start again until done, compare with the unbroken run.
+
+python -m tests.faults.drill --rounds 200 --seed 1 [--stage sft …]
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+import toolkit
+from tests import tiny
+from tests.faults.forks import Fork
+from tests.tiny_ppo import odd
+
+PROMPTS = [{"prompt": f"{'ab' * (index % 4)}{index}"} for index in range(12)]
+COMMON = {
+    "max_steps": 8, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
+    "learning_rate": 1e-2, "report_to": "none", "lora_r": 4, "logging_steps": 1,
+}  # fmt: skip
+ROLLOUTS = COMMON | {
+    "train_dataset": PROMPTS, "reward_funcs": [odd], "per_device_train_batch_size": 4,
+    "max_completion_length": 4, "num_generations": 2, "steps_per_generation": 2,
+}  # fmt: skip
+# In each, the steps pass the end of an epoch; in GRPO and PPO, most checkpoints are within a rollout.
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": COMMON | {
+        "train_dataset": tiny.ROWS, "lora_dropout": 0.1, "per_device_train_batch_size": 4,
+    },
+    "grpo": ROLLOUTS | {"num_iterations": 2, "beta": 0.1},
+    "ppo": ROLLOUTS | {"num_iterations": 2},
+}  # fmt: skip
+MOST_KILLS = 30  # in one round; after that it may run to its end
+
+
+@dataclass
+class Report:
+    """What came of a stage's rounds.
+
+    Attributes:
+        rounds: how many were played.
+        kills: how often a run was killed.
+        saving: how many of these runs left a checkpoint half written.
+        failures: what went wrong, a line each.
+    """
+
+    rounds: int = 0
+    kills: int = 0
+    saving: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def stage_run(stage: str, base: Path, folder: Path) -> Callable[[], Any]:
+    """One start of a stage; it goes on from what is in the folder."""
+    run = getattr(toolkit, stage)
+    return lambda: run(model=str(base), output_dir=str(folder), **STAGES[stage])
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of all weights of a finished stage."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("**/adapter_model.safetensors")):
+        name = path.relative_to(folder).as_posix()
+        if not name.startswith("checkpoint-"):
+            found.update(name.encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def play(stage: str, rounds: int, seed: int, place: Path, base: Path) -> Report:
+    """Play some rounds of one stage, and compare each with the run that nothing broke.
+
+    Args:
+        stage: a word of STAGES.
+        rounds: how many.
+        seed: of the moments.
+        place: an empty folder.
+        base: the model that is trained.
+    """
+    draw = random.Random(f"{stage} {seed}")
+    whole = place / "whole"
+    begun = time.monotonic()
+    code = Fork(stage_run(stage, base, whole), place / "whole.log").wait()
+    length = time.monotonic() - begun
+    assert code == 0, (place / "whole.log").read_text()
+    wanted, report = digest(whole), Report()
+    for number in range(rounds):
+        folder, log = place / f"round-{number}", place / f"round-{number}.log"
+        wrong = one_round(stage_run(stage, base, folder), folder, log, draw, length, report)
+        if wrong is None and digest(folder) != wanted:
+            wrong = "other weights than the unbroken run"
+        report.rounds += 1
+        if wrong is not None:
+            report.failures.append(f"{stage}, seed {seed}, round {number}: {wrong}; see {log}")
+        else:
+            shutil.rmtree(folder)
+            log.unlink()
+    return report
+
+
+def one_round(
+    work: Callable[[], Any],
+    folder: Path,
+    log: Path,
+    draw: random.Random,
+    length: float,
+    report: Report,
+) -> str | None:
+    """Start, kill and start again until it is done; what went wrong, or None."""
+    for kill in range(MOST_KILLS + 1):
+        fork = Fork(work, log)
+        code = fork.wait(draw.uniform(0.0, 1.2 * length) if kill < MOST_KILLS else None)
+        if code is None:
+            fork.kill()
+            report.kills += 1
+            report.saving += any((folder / ".saving").glob("checkpoint-*"))
+        elif code == 0:
+            return None
+        else:
+            return f"start {kill + 1} ended with {code}"
+    return None
+
+
+def main() -> int:
+    """Play the drill; the exit code is 1 if a round failed."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=200, help="in all, shared by the stages")
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--stage", action="append", choices=STAGES)
+    asked = arguments.parse_args()
+    stages = asked.stage or list(STAGES)
+    torch.set_num_threads(1)
+    begun, failures, played = time.monotonic(), [], 0
+    place = Path(tempfile.mkdtemp(prefix="drill-"))
+    base = tiny.save_base(place / "base")
+    warm(base, place)
+    for at, stage in enumerate(stages):
+        number = asked.rounds // len(stages) + (at < asked.rounds % len(stages))
+        (place / stage).mkdir()
+        found = play(stage, number, asked.seed, place / stage, base)
+        print(
+            f"{stage:<5} {found.rounds} rounds, {len(found.failures)} failures, {found.kills} kills, "
+            f"{found.saving} of them while a checkpoint was written",
+            flush=True,
+        )
+        failures += found.failures
+        played += found.rounds
+    print(*failures, sep="\n", end="\n" if failures else "")
+    print(
+        f"{played - len(failures)} of {played} rounds ended as the unbroken run, to the bit; seed "
+        f"{asked.seed}, {time.monotonic() - begun:.0f} s"
+    )
+    if not failures:
+        shutil.rmtree(place)
+    return 1 if failures else 0
+
+
+def warm(base: Path, place: Path) -> None:
+    """Import here what every fork needs, by one short run of each stage in this process."""
+    for stage, keys in STAGES.items():
+        keys = keys | {"output_dir": str(place / f"warm-{stage}"), "max_steps": 1}
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            getattr(toolkit, stage)(model=str(base), **keys)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
