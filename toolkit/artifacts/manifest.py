@@ -19,6 +19,8 @@ from toolkit.recipe import StageRecipe
 MANIFEST = "stage.json"
 STARTED = "started.json"
 PROOF = "proof.json"
+STATUS = "status.json"
+FAILURE = "failure.log"
 LIBRARIES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "bitsandbytes"
 )  # fmt: skip
@@ -81,7 +83,7 @@ def digest_of_files(root: Path, files: Iterable[Path]) -> str:
 
 def outputs_of(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file at the top of a stage's folder, except records of the run."""
-    skipped = {MANIFEST, STARTED, PROOF, "log.jsonl", "recipe.yaml"}
+    skipped = {MANIFEST, STARTED, PROOF, STATUS, FAILURE, "log.jsonl", "recipe.yaml"}
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(directory.iterdir())
