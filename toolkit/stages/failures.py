@@ -1,4 +1,4 @@
-"""What libraries report in their own ways, as one line: disk, packages, network, other processes."""
+"""What libraries report in their own ways, as one line: disk, packages, network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,6 @@ from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.stages.disk import full_disk, is_full
-from toolkit.stages.processes import lost_another, waits
 
 NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
 
@@ -21,7 +20,7 @@ def one_line(folder: Path) -> Iterator[None]:
         folder: the stage's.
 
     Raises:
-        TrainingError: if the disk is full, or another process is gone or does not come.
+        TrainingError: if the disk is full.
         RecipeError: if the folder cannot be made, or a key asks for a package that is not here.
         HubError: if the Hub cannot be reached or refuses.
     """
@@ -33,12 +32,6 @@ def one_line(folder: Path) -> Iterator[None]:
             raise TrainingError(full_disk(folder)) from error
         if isinstance(error, ToolkitError):
             raise
-        if lost_another(error):
-            raise TrainingError(
-                "another process stopped, or did not come within "
-                f"{waits():,.0f} s (ddp_timeout); if it said why, that is above or in its "
-                "failure-N.log; if not, it hangs or was killed, as for lack of memory"
-            ) from error
         if isinstance(error, OSError) and error.filename in {
             str(folder),
             *map(str, folder.parents),
