@@ -133,7 +133,7 @@ def overview() -> str:
         "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
         "                            the same on many devices",
         "",
-        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130 interrupted.",
+        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130 and 143 signals.",
     ]
     return "\n".join(lines)
 

@@ -23,10 +23,17 @@ def fail(tiny_base, tmp_path):
         began = time.monotonic()
         folder = tmp_path / "run"
         done = launched(
-            "accelerate_configs/cpu.yaml", "tests.faults.rank_processes", kind, tiny_base, rows, folder
+            "accelerate_configs/cpu.yaml",
+            "tests.faults.rank_processes",
+            kind,
+            tiny_base,
+            rows,
+            folder,
         )
         assert done.returncode != 0
-        left = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in (p.info["cmdline"] or [])]
+        left = [
+            p for p in psutil.process_iter(["cmdline"]) if str(folder) in (p.info["cmdline"] or [])
+        ]
         assert not left, "no process may be left"
         lines = done.stderr.splitlines()
         ours = [line for line in lines if "error: " in line or line.startswith("interrupted")]
@@ -48,7 +55,9 @@ def test_it_raises(fail, tiny_base, tmp_path):
     errors, folder, status, _ = fail("raises")
     assert any(line.startswith("[process 1] error: AssertionError: a fault of") for line in errors)
     assert "a fault of this process" in (folder / "failure-1.log").read_text()
-    assert "process 1 stopped: AssertionError: a fault of this process" in status["error"]["message"]
+    assert (
+        "process 1 stopped: AssertionError: a fault of this process" in status["error"]["message"]
+    )
     assert (status["status"], status["exit_code"]) == ("failed", 5)
     is_whole(folder, 2, tiny_base, tmp_path)
 

@@ -93,7 +93,11 @@ def test_other_errors_are_no_full_disk():
 
 
 def test_units():
-    assert [disk.in_units(size) for size in (512, 3 << 20, 5 << 29)] == ["0 KiB", "3.0 MiB", "2.5 GiB"]
+    assert [disk.in_units(size) for size in (512, 3 << 20, 5 << 29)] == [
+        "0 KiB",
+        "3.0 MiB",
+        "2.5 GiB",
+    ]
 
 
 @pytest.fixture

@@ -64,7 +64,9 @@ def test_a_loss_that_is_not_finite(value, tiny_base, chats, tmp_path):
     run = tmp_path / "run"
     kind = poisoned(TokenExactSFTTrainer, 1, value)
     said = refused("sft", tiny_base, chats, run, trainer_class=kind)
-    assert f"step 2 of 3: the loss is {value} ({chats.name} row " in said.replace(f"{tmp_path}/", "")
+    assert f"step 2 of 3: the loss is {value} ({chats.name} row " in said.replace(
+        f"{tmp_path}/", ""
+    )
     assert said.count("row") == 5, "four rows of the batch, and where to look at them"
     assert f"the last checkpoint is {run / 'checkpoint-1'}" in said
     assert not_finite(load_file(run / "checkpoint-1" / "adapter_model.safetensors").items()) is None
