@@ -86,10 +86,9 @@ def test_what_a_checkpoint_needs_is_about_what_it_takes(tiny_base, chats, tmp_pa
 def test_other_errors_are_no_full_disk():
     assert not disk.is_full(OSError(errno.EACCES, "Permission denied"))
     assert not disk.is_full(UsageError("File too large"))
-    try:
-        raise UsageError("rows cannot be written") from OSError(errno.ENOSPC, "No space left")
-    except UsageError as error:
-        assert disk.is_full(error)
+    wrapped = UsageError("rows cannot be written")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "No space left")
+    assert disk.is_full(wrapped)
 
 
 def test_units():
@@ -119,14 +118,13 @@ def test_a_small_disk(filled, small_disk, tiny_base, chats, tmp_path):
     run, ballast = small_disk / "run", small_disk / "ballast"
     run.mkdir()
     ballast.write_bytes(b"x" * filled * 1024)
+    said = None
     try:
         sft(tiny_base, chats, run)
     except TrainingError as error:
-        assert "the disk is full" in str(error)
-        assert "\n" not in str(error)
-        assert not (run / "stage.json").exists()
-    else:
-        assert (run / "stage.json").exists()
+        said = str(error)
+    assert (said is None) == (run / "stage.json").exists()
+    assert said is None or "the disk is full" in said
     ballast.unlink()
     for left in run.glob("checkpoint-*/trainer_state.json"):
         assert json.loads(left.read_text())["global_step"]
