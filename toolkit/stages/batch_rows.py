@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from toolkit.data.chat_tokens import IGNORED
+
 SHOWN = 8  # rows that a message names
 SEQUENCE = (("input_ids",), ("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids"))
 """The columns that make a sequence, in each kind of training data."""
@@ -49,16 +51,20 @@ def places(batch: Any, dataset: Any) -> Iterator[tuple[str, int]]:
 
 
 def sequences_in(batch: Mapping[str, Any]) -> Iterator[tuple[int, ...]]:
-    """The sequences of a batch, padded to one length or laid end to end."""
-    ids = batch["input_ids"]
+    """The sequences of a batch, padded to one length or laid end to end, less those without loss."""
+    ids, labels = batch["input_ids"], batch.get("labels")
+    trained = torch.ones_like(ids) if labels is None else labels != IGNORED
     if (starts := batch.get("position_ids")) is not None:
         cuts = [*(starts[0] == 0).nonzero()[:, 0].tolist(), ids.shape[1]]
-        yield from (tuple(ids[0, a:b].tolist()) for a, b in pairwise(cuts))
+        for a, b in pairwise(cuts):
+            if trained[0, a:b].any():
+                yield tuple(ids[0, a:b].tolist())
         return
     mask = batch.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
-    for row, there in zip(ids, mask, strict=True):
-        yield tuple(row[there.bool()].tolist())
+    there = torch.ones_like(ids) if mask is None else mask
+    for row in range(len(ids)):
+        if trained[row].any():
+            yield tuple(ids[row][there[row].bool()].tolist())
 
 
 def sequences_of(dataset: Dataset) -> Iterator[tuple[int, tuple[int, ...]]]:

@@ -19,7 +19,7 @@ from toolkit.stages.checkpoint_push import CheckpointPush
 from toolkit.stages.processes import from_all, largest, processes
 from toolkit.stages.signals import EXIT, StopRequest, name_of, stopping_at_step_end
 
-KEPT_OF_BATCH = ("input_ids", "attention_mask", "position_ids", "pair")
+KEPT_OF_BATCH = ("input_ids", "attention_mask", "position_ids", "labels", "pair")
 LOSS, GRADIENT, WEIGHTS = "the loss", "the gradient", "a trained weight"
 LEAST_SCALE = 1.0  # below it, half precision has no room left to scale a gradient
 
@@ -186,9 +186,11 @@ class Guard(TrainerCallback):
     def interrupted(self, number: int) -> Interrupted:
         """The exception that ends an interrupted training."""
         state = self.trainer.state
+        last = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        again = "goes on from there" if last else "starts anew"
         return Interrupted(
             f"interrupted by {name_of(number)} after step {state.global_step} of "
-            f"{state.max_steps}: {self.kept()}; the same command goes on from there",
+            f"{state.max_steps}: {self.kept()}; the same command {again}",
             EXIT + number,
         )
 
