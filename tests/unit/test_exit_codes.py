@@ -31,10 +31,10 @@ BEFORE = {
     "an unknown command": (["runn"], 2, "did you mean 'run'?"),
     "no recipe": (["run"], 2, "a recipe must come first"),
     "an unknown key": ({"learning_ratee": 1}, 3, "did you mean 'learning_rate'?"),
-    "a folder that is not there": ({"model_name_or_path": "./nothing"}, 3, "no such folder"),
-    "a file that is not there": ({"dataset_name": "./nothing.jsonl"}, 4, "nothing.jsonl"),
 }
 WITHIN = {
+    "a folder that is not there": ({"model_name_or_path": "./nothing"}, 3, "no such folder"),
+    "a file that is not there": ({"dataset_name": "./nothing.jsonl"}, 4, "nothing.jsonl"),
     "a row": ({"dataset_name": "bad.jsonl"}, 4, "bad.jsonl"),
     "no weights": ({"model_name_or_path": "nobody/nothing-of-this-name"}, 6, "nobody/nothing"),
     "numbers": ({"fault": "nan"}, 5, "the loss is nan"),
