@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from toolkit import __version__
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.errors import ToolkitError, TrainingError, UsageError
 from toolkit.quiet import quiet_libraries
 from toolkit.recipe import (
     STAGES,
@@ -32,18 +32,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug, words = asks_for_traceback(words)
     try:
         return dispatch(words)
-    except ToolkitError as error:
-        if debug:
-            traceback.print_exc()
-        rank = int(os.environ.get("RANK", "0"))
-        print(f"{f'[process {rank}] ' if rank else ''}error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return failed(error, debug=debug)
+
+
+def failed(error: BaseException, *, debug: bool) -> int:
+    """Tell what ended a command in one line, with where its traceback is; returns the exit code."""
+    if debug:
+        traceback.print_exc()
+    rank = int(os.environ.get("RANK", "0"))
+    if isinstance(error, KeyboardInterrupt):
+        if not rank:
+            print(str(error) or "interrupted", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    if not isinstance(error, ToolkitError):
+        said = " ".join(str(error).split())
+        print(
+            f"{shown(rank)}{type(error).__name__}: {said}{notes or written(error)}", file=sys.stderr
+        )
+        return TrainingError.exit_code if notes else ToolkitError.exit_code
+    if not (rank and error.everywhere):
+        print(f"{shown(rank)}{error}{notes}", file=sys.stderr)
+    return error.exit_code
+
+
+def shown(rank: int) -> str:
+    """How the line of an error begins, which names the process unless it is the first."""
+    return f"[process {rank}] error: " if rank else "error: "
+
+
+def written(error: BaseException) -> str:
+    """Put the traceback of an error that no run has recorded into a file; returns where."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="toolkit-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.writelines(traceback.format_exception(error))
+    return f" (the traceback is in {log.name})"
 
 
 def asks_for_traceback(words: Sequence[str]) -> tuple[bool, list[str]]:
@@ -106,7 +134,7 @@ def overview() -> str:
         "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
         "                            the same on many devices",
         "",
-        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130 interrupted.",
+        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130 and 143 signals.",
     ]
     return "\n".join(lines)
 

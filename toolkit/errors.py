@@ -7,9 +7,15 @@ the error survives pickling between processes.
 
 
 class ToolkitError(Exception):
-    """Base of all errors that a user can mend; the command line prints it as one line."""
+    """Base of all errors that a user can mend; the command line prints it as one line.
+
+    Attributes:
+        exit_code: what a command ends with.
+        everywhere: whether each of several processes raises the same, so that one may tell it.
+    """
 
     exit_code = 1
+    everywhere = False
 
 
 class UsageError(ToolkitError):
@@ -40,3 +46,16 @@ class HubError(ToolkitError):
     """The Hub refused, or does not have, what was asked for."""
 
     exit_code = 6
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work; what is finished, and the last checkpoint, are on disk.
+
+    Args:
+        message: one line, as for the errors above.
+        exit_code: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str = "interrupted", exit_code: int = 130):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,34 +1,32 @@
 """Stages in order: skip what is finished, resume what is not, hand each adapter to the next."""
 
 import importlib
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.artifacts import allowed, inputs, manifest, plots
 from toolkit.artifacts.manifest import RunResult, StageResult
-from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
+from toolkit.errors import HubError, RecipeError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
 from toolkit.recipe.keys import TRAINING
 from toolkit.stages import pushing, terminal
+from toolkit.stages.failures import one_line
 from toolkit.stages.next_steps import after_run, after_stage
-from toolkit.stages.processes import is_first_process, meet, processes
+from toolkit.stages.processes import is_first_process, join, meet, processes
 from toolkit.stages.resources import Usage
 from toolkit.stages.run_folder import alone_in, refuse_or_clear
+from toolkit.stages.run_record import RunRecord, recorded
+from toolkit.stages.signals import stopping_at_once
 from toolkit.stages.trackers import keep_private
 
 REPORT = "report.json"
 RANKED = "ranked.jsonl"
-# The operating system's words for it, and those of torch's own writer of checkpoints.
-FULL_DISK = ("No space left on device", "unexpected pos", "file write failed")
-NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
+PATIENCE_S = 1800  # for another process, where no stage has a ddp_timeout: TRL's own default
 OBJECTS = ("model", "processing_class", "train_dataset", "eval_dataset", "callbacks")
 """What Python may give to a stage in place of a name, and below what it alone can give."""
 OF_TRAINING = ("trainer_class",)
@@ -188,14 +186,23 @@ def run_recipe(
         objects: what Python gave in place of names, for a recipe of one stage.
     """
     terminal.hide_library_bars()
-    recipe = pushing.with_repositories(recipe)
+    join(max(stage.get("ddp_timeout") or PATIENCE_S for stage in recipe.stages))
+    with stopping_at_once(), recorded(recipe.output_dir) as record, one_line(recipe.output_dir):
+        recipe = pushing.with_repositories(recipe)
+        return run_all(recipe, record, overwrite=overwrite, objects=objects or {})
+
+
+def run_all(
+    recipe: Recipe, record: RunRecord, *, overwrite: bool, objects: Mapping[str, Any]
+) -> RunResult:
+    """Run the stages and push what is to be pushed; arguments and errors as of `run_recipe`."""
     result = RunResult(recipe.output_dir)
     earlier: dict[str, Path] = {}
     unpushed: dict[str, str] = {}
     for stage in recipe.stages:
         folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
         result.stages[stage.name] = run_one(
-            recipe, stage, folder, earlier, overwrite=overwrite, objects=objects or {}
+            recipe, stage, folder, earlier, record, overwrite=overwrite, objects=objects
         )
         earlier[stage.name] = folder
         if processes() == 1:
@@ -251,6 +258,7 @@ def run_one(
     stage: StageRecipe,
     folder: Path,
     earlier: Mapping[str, Path],
+    record: RunRecord,
     *,
     overwrite: bool,
     objects: Mapping[str, Any],
@@ -272,6 +280,7 @@ def run_one(
     with one_line(folder), alone_in(folder):
         refuse_or_clear(folder, before, changed, finished=bool(done), overwrite=overwrite)
         meet()
+        record.begin(stage.name)
         if is_first_process():
             write_recipe(recipe)
             manifest.write_json(folder / manifest.STARTED, given)
@@ -291,40 +300,6 @@ def with_earlier_rows(stage: StageRecipe, earlier: Mapping[str, Path]) -> StageR
     if folder is None or not (folder / RANKED).is_file():
         return stage
     return replace(stage, written={**stage.written, "dataset_name": str(folder / RANKED)})
-
-
-@contextmanager
-def one_line(folder: Path) -> Iterator[None]:
-    """Turn what every library reports in its own way into one line: disk, packages, network.
-
-    Raises:
-        TrainingError: if the disk is full.
-        RecipeError: if the folder cannot be made, or a key asks for a package that is not here.
-        HubError: if the Hub cannot be reached or refuses.
-    """
-    try:
-        yield
-    except ToolkitError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())
-        if any(words in said for words in FULL_DISK):
-            free = shutil.disk_usage(folder).free >> 20
-            raise TrainingError(
-                f"{folder}: the disk is full ({free} MiB free); nothing half-written counts as "
-                "finished: make room and run the same command again"
-            ) from error
-        if isinstance(error, OSError) and error.filename in {
-            str(folder),
-            *map(str, folder.parents),
-        }:
-            raise RecipeError(f"output_dir: {folder} cannot be made ({said})") from error
-        if isinstance(error, ImportError) or "to be installed" in said:
-            raise RecipeError(f"the recipe needs a package that is not here: {said}") from error
-        from_network = type(error).__module__.partition(".")[0] in NETWORK
-        if from_network and not isinstance(error, StrictDataclassError):
-            raise HubError(f"the Hub cannot be reached, or refuses: {said}") from error
-        raise
 
 
 def write_manifest(

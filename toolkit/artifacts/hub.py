@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import toolkit
 from toolkit.artifacts.card import About, base_of, model_card
+from toolkit.artifacts.finite_files import check_finite
 from toolkit.artifacts.hub_names import ask_about, hiding, names_in
 from toolkit.artifacts.manifest import MANIFEST, read_json, sha256_of, write_json
 from toolkit.artifacts.outgoing import (
@@ -188,6 +189,8 @@ def prepare(
     files |= described(folder, origin, scratch, About(repo, licences, rename))
     if manifest:
         files[MANIFEST] = recorded(manifest, files, scratch / MANIFEST, rename)
+    if not manifest or origin != folder:
+        check_finite(files)
     check_secrets(files)
     check_paths(files, folder)
     return dict(sorted(files.items())), notes

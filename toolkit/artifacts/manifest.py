@@ -20,6 +20,8 @@ MANIFEST = "stage.json"
 STARTED = "started.json"
 PROOF = "proof.json"
 RUNNING = "running.json"
+STATUS = "status.json"
+FAILURE = "failure.log"
 INPUTS = {"base": ("base ", "weights of "), "data": ("data ",), "from": ("from ",),
           "object": ("object ",)}  # fmt: skip
 """What a stage's inputs are called, besides its recipe keys, and how their names begin."""
@@ -85,7 +87,7 @@ def digest_of_files(root: Path, files: Iterable[Path]) -> str:
 
 def outputs_of(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file at the top of a stage's folder, except records of the run."""
-    skipped = {MANIFEST, STARTED, RUNNING, PROOF, "log.jsonl", "recipe.yaml"}
+    skipped = {MANIFEST, STARTED, RUNNING, PROOF, STATUS, FAILURE, "log.jsonl", "recipe.yaml"}
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(directory.iterdir())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 from toolkit.errors import RecipeError
+from toolkit.models.finite import check_finite
 from toolkit.models.switching import through
 
 HEAD = "score"
@@ -145,7 +146,7 @@ def load_scalar_adapter(model: PeftModel, directory: str, adapter: str, **kwargs
         **kwargs: PEFT's, such as `is_trainable`.
 
     Raises:
-        RecipeError: if it has no head, or does not fit this base.
+        RecipeError: if it has no head, does not fit this base, or a weight is not finite.
     """
     weight = head_of(directory)
     try:
@@ -154,6 +155,8 @@ def load_scalar_adapter(model: PeftModel, directory: str, adapter: str, **kwargs
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise RecipeError(f"{directory} does not fit the base of this stage: {said}") from error
+    own = ((key, weight) for key, weight in model.named_parameters() if adapter in key.split("."))
+    check_finite(directory, own)
 
 
 def save_scalar_adapter(

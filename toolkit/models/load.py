@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 from trl import ModelConfig, get_quantization_config
 
 from toolkit.errors import RecipeError, ToolkitError
+from toolkit.models.finite import check_weights
 from toolkit.models.load_failures import broken_files, hub_error, out_of_reach
 from toolkit.recipe import StageRecipe
 
@@ -197,8 +198,8 @@ def load_base(
         **kwargs: what `from_pretrained` is given besides.
 
     Raises:
-        RecipeError: if the folder does not exist, keys contradict one another, or weights are
-            missing, which transformers would draw at random.
+        RecipeError: if the folder does not exist, keys contradict one another, weights are
+            missing, which transformers would draw at random, or one is not finite.
         HubError: if the Hub does not have it or does not give it.
     """
     name = str(recipe["model_name_or_path"])
@@ -214,6 +215,7 @@ def load_base(
             f"{name}: {len(missing):,} weights that its config.json asks for are not there, such as "
             f"{missing[0]}; name a checkpoint of a causal language model, whole and of one kind"
         )
+    check_weights(name, model)
     return keep_unpacked(model)
 
 
@@ -282,6 +284,7 @@ def load(
         if adapter is None:
             kwargs: dict[str, Any] = {"dtype": device_dtype(name, dtype)}
             model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+            check_weights(name, model)
         else:
             model = load_adapter(name, adapter, dtype=dtype)
     if device is None:
@@ -319,6 +322,7 @@ def load_adapter(
             base, kwargs.get("dtype", "auto"), revision=adapter.get("revision") or "main"
         )
         model: Any = keep_unpacked(auto.from_pretrained(name, **kwargs))
+    check_weights(name, model)
     if (Path(name) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(name)
         model.get_base_model().generation_config = model.generation_config

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
+from toolkit.models.finite import check_weights
 from toolkit.models.heads import HEAD, head_of
 from toolkit.models.load import (
     adapter_config,
@@ -137,6 +138,7 @@ def load_reward_model(directory: str, **kwargs: Any) -> tuple[RewardModel, PreTr
             f"{name}: expected a reward model, found no {sorted(found['missing_keys'])[0]} in it; "
             "name what stage reward has made"
         )
+    check_weights(name, model)
     return RewardModel(model, model.get_submodule(HEAD).weight).eval(), tokenizer
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from toolkit.errors import TrainingError
 from toolkit.models.digests import digest
+from toolkit.models.finite import not_finite
 
 KEPT = "; the files are kept, and count as unverified"
 
@@ -28,9 +28,8 @@ def check_finite(where: Any, tensors: Iterable[tuple[str, Tensor]], advice: str)
     Raises:
         TrainingError: if there is one.
     """
-    for key, tensor in tensors:
-        if not torch.isfinite(tensor.float()).all():
-            raise TrainingError(f"{where}: tensor {key} holds NaN or infinity{advice}")
+    if key := not_finite(tensors):
+        raise TrainingError(f"{where}: tensor {key} holds NaN or infinity{advice}")
 
 
 def check_files(directory: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from toolkit.errors import RecipeError
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu, processes
+from toolkit.stages.terminal import note
 
 Config = TypeVar("Config", bound=TrainingArguments)
 
@@ -128,7 +129,15 @@ def build_arguments(
     arguments: dict[str, Any] = (
         written | device_arguments(recipe) | batch_arguments(recipe) | changed
     )
-    arguments |= {"output_dir": str(output_dir), "disable_tqdm": True} | never_pushing(arguments)
+    if arguments.get("enable_jit_checkpoint"):
+        note("enable_jit_checkpoint: not needed, every run writes a checkpoint when it is stopped")
+    # transformers' handler of SIGTERM ends as if training were finished
+    arguments |= {
+        "output_dir": str(output_dir),
+        "disable_tqdm": True,
+        "enable_jit_checkpoint": False,
+    }
+    arguments |= never_pushing(arguments)
     with refusals(recipe):
         built = config_class(**arguments)
     if processes() == 1 and built.n_gpu > 1:

@@ -21,6 +21,8 @@ from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
 from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.checkpoints import AtTheEndOfAnEpoch
+from toolkit.stages.disk import warn_if_scarce
+from toolkit.stages.guards import guarded
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.proved import Saved
@@ -59,8 +61,10 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         return
     if checkpoint:
         note(f"resuming from {checkpoint}")
+    warn_if_scarce(trainer)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with guarded(trainer):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device has not enough memory ({str(error).splitlines()[0]}); lower "
@@ -73,6 +77,9 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
             f"{type(error).__name__}: {said} (--debug shows where)"
         ) from error
+    except KeyboardInterrupt:
+        pusher = None  # what is interrupted waits for no push
+        raise
     finally:
         progress.stop()
         if pusher is not None:

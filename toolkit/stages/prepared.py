@@ -15,6 +15,7 @@ from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import DataError, RecipeError
 from toolkit.models import adapters, chatml
+from toolkit.models.finite import check_weights
 from toolkit.models.load import commit_of, fetch, load_tokenizer, loading, remote_code
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu
@@ -167,7 +168,9 @@ def with_adapter(
     """What is trained over a base: a copy of the adapter that is continued, a fresh one, or itself."""
     if parent is not None:
         with loading(parent):
-            return adapters.continue_from(base, parent, change)
+            continued = adapters.continue_from(base, parent, change)
+            check_weights(parent, continued)
+            return continued
     return adapters.attach(base, recipe, change) if recipe["use_peft"] else base
 
 

@@ -4,11 +4,23 @@ The launcher says so in the environment, before anything is loaded.
 """
 
 import os
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed
+
+# What gloo, NCCL and torch's store say where another process is gone, or does not come.
+PEER_GONE = (
+    "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe",
+    "Timed out waiting", "Application timeout caused pair closure", "wait timeout after",
+    "Watchdog caught collective operation timeout", "Socket Timeout", "Read error", "Write error",
+)  # fmt: skip
+
+_waits = 1800.0  # TRL's default of ddp_timeout
 
 
 def processes() -> int:
@@ -37,6 +49,26 @@ def on_cpu() -> bool:
     return asked or not torch.accelerator.is_available()
 
 
+def join(seconds: float) -> None:
+    """Join the other processes, each of which waits no longer than this for another.
+
+    transformers 5.23 hands `ddp_timeout` on to GPUs alone (training_args.py, _setup_devices), and
+    whoever asks first for the processes decides.
+
+    Args:
+        seconds: `ddp_timeout`.
+    """
+    global _waits
+    _waits = seconds
+    if processes() > 1:
+        PartialState(cpu=on_cpu(), timeout=timedelta(seconds=seconds))
+
+
+def waits() -> float:
+    """How many seconds a process waits for another."""
+    return _waits
+
+
 def device() -> torch.device:
     """Where this process computes."""
     found = PartialState(cpu=on_cpu()).device
@@ -56,3 +88,24 @@ def from_first(value: Any) -> Any:
         return value
     PartialState(cpu=on_cpu())
     return broadcast_object_list([value])[0]
+
+
+def largest(numbers: Sequence[int]) -> list[int]:
+    """Each number as it is largest among the processes."""
+    if processes() == 1 or not distributed.is_initialized():
+        return list(numbers)
+    found = torch.tensor(numbers, device=device())
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return [int(number) for number in found.tolist()]
+
+
+def from_all(value: Any) -> list[Any]:
+    """What each process gives here, in the order of their numbers."""
+    return gather_object([value]) if processes() > 1 else [value]
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether this process stopped because another one is gone or did not come."""
+    said = str(error)
+    of_torch = isinstance(error, distributed.DistError | RuntimeError | ConnectionError)
+    return processes() > 1 and of_torch and any(words in said for words in PEER_GONE)

@@ -13,6 +13,7 @@ from trl import RewardConfig
 from toolkit.artifacts.manifest import StageResult
 from toolkit.evaluation.pair_report import pair_table, pair_warning
 from toolkit.models import adapters, reward
+from toolkit.models.finite import check_weights
 from toolkit.models.load import base_arguments, loading
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
@@ -144,7 +145,9 @@ def classifier(
     reward.fit_reward_base(base, data.tokenizer, data.change)
     if parent is not None:
         with loading(parent):
-            return reward.continue_from(base, parent, data.change)
+            continued = reward.continue_from(base, parent, data.change)
+            check_weights(parent, continued)
+            return continued
     return reward.attach(base, recipe, data.change) if recipe["use_peft"] else base
 
 

@@ -1,0 +1,228 @@
+"""What watches over training: numbers that are not finite, and signals that ask it to stop.
+
+All processes stop at the same step, for one small all-reduce in each.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from toolkit.errors import Interrupted, TrainingError
+from toolkit.stages.batch_rows import rows_of
+from toolkit.stages.checkpoint_push import CheckpointPush
+from toolkit.stages.processes import from_all, largest, processes
+from toolkit.stages.signals import EXIT, StopRequest, name_of, stopping_at_step_end
+
+KEPT_OF_BATCH = ("input_ids", "attention_mask", "position_ids", "labels", "pair")
+LOSS, GRADIENT, WEIGHTS = "the loss", "the gradient", "a trained weight"
+LEAST_SCALE = 1.0  # below it, half precision has no room left to scale a gradient
+
+
+@contextmanager
+def guarded(trainer: Trainer) -> Iterator[None]:
+    """Watch over the training inside the block.
+
+    Raises:
+        TrainingError: before an optimizer step whose loss or gradient is not finite, in any process.
+        Interrupted: once a signal came, the step was finished and a checkpoint written.
+    """
+    with stopping_at_step_end() as request:
+        guard = Guard(trainer, request)
+        trainer.add_callback(guard)
+        # transformers would log 0.0 in place of a loss that is not finite
+        trainer.args.logging_nan_inf_filter = False
+        step = trainer.training_step
+        trainer.training_step = guard.watched(step)
+        try:
+            yield
+        except Exception as error:
+            # a launcher's signal ends workers and other processes in the middle of the step too
+            if not request.number or isinstance(error, TrainingError):
+                raise
+            raise guard.interrupted(request.number) from error
+        finally:
+            trainer.training_step = step
+            trainer.remove_callback(guard)
+
+
+class Guard(TrainerCallback):
+    """The callback behind `guarded`.
+
+    Args:
+        trainer: whose training it watches over.
+        request: what signals have asked for.
+    """
+
+    def __init__(self, trainer: Any, request: StopRequest):
+        self.trainer, self.request = trainer, request
+        self.batches: list[tuple[Tensor, Any]] = []  # of this step: the loss, what it is of
+        self.agreed = 0  # the signal that every process knows of
+        self.stopped_by = 0
+
+    def watched(self, step: Any) -> Any:
+        """A trainer's `training_step` whose losses are kept until the optimizer's step."""
+
+        def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            if isinstance(inputs, list):
+                held: Any = inputs
+            else:
+                held = {key: inputs[key] for key in KEPT_OF_BATCH if key in inputs}
+            loss = step(model, inputs, *args, **kwargs)
+            self.batches.append((loss.detach(), held))
+            return loss
+
+        return training_step
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop every process if a number of one is not finite, and share what signals came.
+
+        Raises:
+            TrainingError: naming the process, what it found and the rows.
+        """
+        losses = [float(loss) for loss, _ in self.batches]
+        bad = not all(map(math.isfinite, losses))
+        gradient = largest_of(weight.grad for weight in trained_by(kwargs["optimizer"]))
+        bad_gradient = not math.isfinite(gradient) and not self.scaler_will_skip()
+        number, signal = largest([bad or bad_gradient, self.request.number])
+        self.agreed = signal
+        if number:
+            raise self.not_finite(losses, gradient if bad_gradient else 0.0)
+        self.batches.clear()
+
+    def scaler_will_skip(self) -> bool:
+        """Whether float16's loss scaling passes over this step, as it does to find its scale."""
+        scaler = self.trainer.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= LEAST_SCALE
+
+    def not_finite(self, losses: Sequence[float], gradient: float) -> TrainingError:
+        """The error that every process raises: who found what, and where."""
+        state, mine = self.trainer.state, ""
+        bad = [not math.isfinite(loss) for loss in losses]
+        if any(bad) or not math.isfinite(gradient):
+            what, value = (LOSS, losses[bad.index(True)]) if any(bad) else (GRADIENT, gradient)
+            held = [batch for (_, batch), is_bad in zip(self.batches, bad, strict=True) if is_bad]
+            rows = rows_of(held or [batch for _, batch in self.batches], self.trainer.train_dataset)
+            mine = f"{what} is {value}" + (f" ({rows})" if rows else "")
+        found = list(enumerate(from_all(mine)))
+        # a gradient is shared by all, so only the process with the loss tells more
+        first = [(at, said) for at, said in found if said.startswith(LOSS)]
+        first = first or [(at, said) for at, said in found if said]
+        several = processes() > 1
+        told = "; ".join(f"in process {at} {said}" if several else said for at, said in first)
+        return self.error(
+            f"step {state.global_step + 1} of {state.max_steps}: {told}; stopped before the "
+            "optimizer's step, so no weight has changed"
+        )
+
+    def error(self, said: str) -> TrainingError:
+        """An error that every process raises, with what is safe and what to do."""
+        error = TrainingError(
+            f"{said} ({self.kept()}); lower learning_rate or max_grad_norm, or look at the rows with "
+            "toolkit inspect"
+            + ("; bf16: true in place of fp16 helps too" if self.trainer.args.fp16 else "")
+        )
+        error.everywhere = True
+        return error
+
+    def kept(self) -> str:
+        """What is on disk of this training."""
+        last = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where a signal came, have a checkpoint written and nothing else done.
+
+        Raises:
+            TrainingError: if what would be saved is not finite.
+        """
+        number = self.agreed if processes() > 1 else self.request.number
+        if number and between_rollouts(args, state.global_step):
+            self.stopped_by = number
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+            # what is interrupted is not published
+            handler = self.trainer.callback_handler
+            kept = [each for each in handler.callbacks if not isinstance(each, CheckpointPush)]
+            handler.callbacks = kept
+        self.check_before_save(control, kwargs["optimizer"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End an interrupted training, once its checkpoint is there.
+
+        Raises:
+            Interrupted: in every process.
+        """
+        if self.stopped_by:
+            raise self.interrupted(self.stopped_by)
+        self.check_before_save(control, kwargs["optimizer"])
+
+    def check_before_save(self, control: TrainerControl, optimizer: Any) -> None:
+        """Refuse to put a checkpoint in the place of a good one if a weight is not finite.
+
+        Raises:
+            TrainingError: in every process.
+        """
+        if not control.should_save:
+            return
+        value = largest_of(trained_by(optimizer))
+        if largest([not math.isfinite(value)])[0]:
+            raise self.error(
+                f"step {self.trainer.state.global_step}: {WEIGHTS} is not finite after it, so no "
+                "checkpoint was written"
+            )
+
+    def interrupted(self, number: int) -> Interrupted:
+        """The exception that ends an interrupted training."""
+        state = self.trainer.state
+        last = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        again = "goes on from there" if last else "starts anew"
+        return Interrupted(
+            f"interrupted by {name_of(number)} after step {state.global_step} of "
+            f"{state.max_steps}: {self.kept()}; the same command {again}",
+            EXIT + number,
+        )
+
+
+def trained_by(optimizer: Any) -> Iterator[Tensor]:
+    """The weights that an optimizer changes."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def largest_of(tensors: Iterable[Tensor | None]) -> float:
+    """The largest absolute value of some tensors; not finite if one of theirs is not.
+
+    Of a sharded tensor, this process's part.
+    """
+    there: list[Any] = [tensor.detach() for tensor in tensors if tensor is not None]
+    parts = [part.to_local() if hasattr(part, "to_local") else part for part in there]
+    return float(get_total_norm([part for part in parts if part.numel()], math.inf))
+
+
+def between_rollouts(args: Any, step: int) -> bool:
+    """Whether no rollout is half learnt from after a step; always so where nothing is sampled."""
+    if not (rollout := getattr(args, "steps_per_generation", None)):
+        return True
+    return step * args.gradient_accumulation_steps % (rollout * args.num_iterations) == 0
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint of the latest step in a folder."""
+    steps = [
+        (int(folder.name.rpartition("-")[2]), folder)
+        for folder in directory.glob("checkpoint-*")
+        if folder.name.rpartition("-")[2].isdigit()
+    ]
+    return max(steps)[1] if steps else None
