@@ -27,15 +27,6 @@ def fresh():
     forget()
 
 
-@pytest.fixture(params=["as it is", "mapped"])
-def walls(request, monkeypatch):
-    """Bubblewrap, once as this user runs it, and once as a user does who is not root."""
-    if reason := sandbox._why_not(sandbox.BUBBLEWRAP):
-        pytest.skip(f"no bubblewrap here: {reason}")
-    if request.param == "mapped":
-        monkeypatch.setattr(sandbox.os, "geteuid", lambda: 1000)
-
-
 def said(program, stdin="", **limits):
     ended = run_script(program, stdin, Limits(**{"seconds": 5.0} | limits))
     return ended.output.decode().splitlines()
@@ -147,7 +138,9 @@ def test_walls_that_cannot_be_built_are_refused_with_the_reason(
     broken = tmp_path / "bwrap"
     broken.write_text(f"#!/bin/sh\n{script}\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(sandbox.shutil, "which", lambda name: str(broken) if name == "bwrap" else None)
+    monkeypatch.setattr(
+        sandbox.shutil, "which", lambda name: str(broken) if name == "bwrap" else None
+    )
     with pytest.raises(RecipeError, match=rf"no isolation: bubblewrap here \({reason}\): let it"):
         get("code")
 
