@@ -78,7 +78,7 @@ class Checked:
                 found = self._accepted(given, prompts)
         except Cut as cut:
             found = self._lost(cut, self._late(), prompts)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             found = self._lost(error, self._failure(error, prompts), prompts)
         return self._counted(found, columns)
 

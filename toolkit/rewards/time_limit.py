@@ -2,12 +2,13 @@
 
 A reward may hold a model, a connection or the trainer's state, so it cannot be called in a process
 of its own, as `toolkit.rewards.bounded` does with what is asked and answered in JSON. What is
-raised inside it ends what waits, sleeps or runs Python, and leaves no thread behind. Code that
-cannot be ended that way ends this process, which would never go on.
+raised inside it ends what waits, sleeps, runs Python or matches a pattern, and leaves no thread
+behind. Code that cannot be ended that way ends this process, which would never go on.
 """
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -42,9 +43,21 @@ class Watch:
         self.by_signal = threading.current_thread() is threading.main_thread() and hasattr(
             signal, "pthread_kill"
         )
-        self.is_due = self.is_finished = False
+        self.due, self.is_finished = time.monotonic() + seconds, False
         self.ended, self.lock = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self._wait, name=f"time limit of {name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to wait."""
+        if self.by_signal and self.is_cut:
+            # stays: without it, a late one would end this process
+            signal.signal(signal.SIGVTALRM, _raise_if_due)
+            # pattern matching lets no other thread run: a clock of processor time wakes it too
+            signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds, AGAIN)
+            WATCHES.append(self)
+        # the last resort, a thread that needs no Python; it prints where every thread is
+        faulthandler.dump_traceback_later(self.seconds + 2 * GRACE, exit=True, file=2)
+        self.thread.start()
 
     def _wait(self) -> None:
         if self.ended.wait(self.seconds):
@@ -65,12 +78,9 @@ class Watch:
         os._exit(EXIT_CODE)
 
     def _cut(self) -> None:
-        self.is_due = True
-        if not self.is_cut:
-            return
-        if self.by_signal:
+        if self.is_cut and self.by_signal:
             signal.pthread_kill(self.caller, signal.SIGVTALRM)
-        else:
+        elif self.is_cut:
             raise_in(self.caller, Cut)
 
     def finish(self) -> None:
@@ -78,8 +88,12 @@ class Watch:
         self.is_finished = True
         self.ended.set()
         with self.lock:
-            if self.is_due and self.is_cut and not self.by_signal:
+            if self.is_cut and not self.by_signal:
                 raise_in(self.caller, None)  # what was to be raised, and was not yet
+        if self in WATCHES:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            WATCHES.remove(self)
+        faulthandler.cancel_dump_traceback_later()
         self.thread.join()
 
 
@@ -101,23 +115,17 @@ def time_limit(seconds: float | None, name: str, *, is_cut: bool = True) -> Iter
         return
     watch = Watch(seconds, name, is_cut)
     try:
-        if watch.by_signal and is_cut:
-            # stays: without it, a late one would end this process
-            signal.signal(signal.SIGVTALRM, _raise_if_due)
-            WATCHES.append(watch)
-        watch.thread.start()
+        watch.start()
         try:
             yield
         finally:
             watch.is_finished = True
     finally:
         watch.finish()
-        if watch in WATCHES:
-            WATCHES.remove(watch)
 
 
 def _raise_if_due(number: int, frame: FrameType | None) -> None:
-    if any(watch.is_due and not watch.is_finished for watch in WATCHES):
+    if any(time.monotonic() >= watch.due and not watch.is_finished for watch in WATCHES):
         raise Cut
 
 
