@@ -122,9 +122,14 @@ def test_whatever_is_raised_is_one_line(raised, words, sort):
     if isinstance(raised, StopIteration) and sort != "called":
         words = "raised RuntimeError"  # Python's own
     function = {"called": mine, "awaited": later, "gone through": one_by_one}[sort]
+    reward = checked(function, name="mine")
+
+    def call():
+        found = reward(prompts=PROMPTS, completions=["a", "b"])
+        return asyncio.run(found) if sort == "awaited" else found
+
     with pytest.raises(TrainingError) as caught:
-        found = checked(function, name="mine")(prompts=PROMPTS, completions=["a", "b"])
-        asyncio.run(found)
+        call()
     assert f"reward mine {words}" in str(caught.value)
     assert str(caught.value).isprintable()
 
