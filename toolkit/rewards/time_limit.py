@@ -3,12 +3,12 @@
 A reward may hold a model, a connection or the trainer's state, so it cannot be called in a process
 of its own, as `toolkit.rewards.bounded` does with what is asked and answered in JSON. What is
 raised inside it ends what waits, sleeps, runs Python or matches a pattern, and leaves no thread
-behind. Code that cannot be ended that way ends this process, which would never go on.
+behind. What catches that too ends this process, which would never go on. Only code in C that looks
+at no signal and lets no other thread run is out of reach.
 """
 
 import contextlib
 import ctypes
-import faulthandler
 import os
 import signal
 import sys
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+TICK = 1.0  # seconds that are waited at a time
 AGAIN = 1.0  # seconds between two tries; what is raised may be caught by a bare `except`
 GRACE = 60.0  # seconds of trying
 EXIT_CODE = 5  # of a TrainingError
@@ -55,13 +56,16 @@ class Watch:
             # pattern matching lets no other thread run: a clock of processor time wakes it too
             signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds, AGAIN)
             WATCHES.append(self)
-        # the last resort, a thread that needs no Python; it prints where every thread is
-        faulthandler.dump_traceback_later(self.seconds + 2 * GRACE, exit=True, file=2)
         self.thread.start()
 
     def _wait(self) -> None:
-        if self.ended.wait(self.seconds):
-            return
+        left = self.seconds
+        while left > 0:
+            before = time.monotonic()
+            if self.ended.wait(min(left, TICK)):
+                return
+            # a process that was stopped for an hour has not worked for one
+            left -= min(time.monotonic() - before, 2 * TICK)
         last = time.monotonic() + GRACE
         while time.monotonic() < last:
             with self.lock:
@@ -93,7 +97,6 @@ class Watch:
         if self in WATCHES:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             WATCHES.remove(self)
-        faulthandler.cancel_dump_traceback_later()
         self.thread.join()
 
 
