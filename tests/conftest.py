@@ -55,3 +55,14 @@ def chats(tmp_path: Path) -> Path:
     from tests import tiny
 
     return tiny.save_rows(tmp_path / "chats.jsonl", tiny.ROWS)
+
+
+@pytest.fixture(params=["as it is", "mapped"])
+def walls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bubblewrap, once as this user runs it, and once as a user does who is not root."""
+    from toolkit.rewards import sandbox
+
+    if reason := sandbox._why_not(sandbox.BUBBLEWRAP):
+        pytest.skip(f"no bubblewrap here: {reason}")
+    if request.param == "mapped":
+        monkeypatch.setattr(sandbox.os, "geteuid", lambda: 1000)

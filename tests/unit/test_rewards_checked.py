@@ -1,6 +1,7 @@
 """What a reward returns, checked and counted."""
 
 import asyncio
+import itertools
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from toolkit.errors import DataError, TrainingError
-from toolkit.rewards import checked, checked_all, get
+from toolkit.rewards import OnError, checked, checked_all, get
 
 PROMPTS = ["What is 5 + 3?\nThink first.", "What is 2 + 2?"]
 
@@ -60,6 +61,21 @@ def test_numbers_and_none_pass(values, expected):
         ([1.0, "1"], "found the text '1' for completion 2 of 2"),
         ([1.0, [1.0]], "found list [1.0] for completion 2"),
         ([10**400, 1.0], "found int"),
+        ([1.0, 2j], "found complex 2j for completion 2"),
+        ([1.0, torch.ones(2)], "found Tensor tensor([1., 1.]) for completion 2"),
+        (
+            [1.0, type("Odd", (), {"__float__": lambda self: 1 / 0, "__repr__": None})()],
+            "found Odd",
+        ),
+        (True, "found bool True"),
+        (torch.ones(2, 1), "found list [1.0] for completion 1"),
+        (torch.tensor(1.0), "found float 1.0"),
+        ({1.0, 2.0}, "found set {1.0, 2.0}"),
+        ({"a": 1.0, "b": 2.0}, "found dict"),
+        ((1.0 for _ in range(9)), "expected 2, found more"),
+        (itertools.count(), "expected 2, found more"),
+        ((1.0 for _ in range(1)), "expected 2, found 1"),
+        (asyncio.sleep(0), "found coroutine"),
         ([1e39, 1.0], "found float 1e+39"),
     ],
 )
@@ -77,6 +93,53 @@ def test_a_reward_that_raises():
     assert "in a batch of 2 whose first prompt begins 'What is 5 + 3? Think first.'" in words
     chat = [[{"role": "system", "content": "x"}, {"role": "user", "content": "Hi " * 99}]]
     assert f"begins '{'Hi ' * 19}Hi…'" in failure(mine, prompts=chat)
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (SystemExit(0), "raised SystemExit: 0 (test_rewards_checked.py:"),
+        (MemoryError(), "raised MemoryError:"),
+        (RecursionError("deep"), "raised RecursionError: deep"),
+        (StopIteration(5), "raised StopIteration: 5"),
+        (asyncio.CancelledError(), "raised CancelledError"),
+        (ValueError("a\ud800\0\x1b[2Jb"), r"raised ValueError: a\ud800\x00\x1b[2Jb"),
+        (type("Odd", (Exception,), {"__str__": None})(), "raised Odd: without words"),
+    ],
+)
+@pytest.mark.parametrize("sort", ["called", "awaited", "gone through"])
+def test_whatever_is_raised_is_one_line(raised, words, sort):
+    def mine(prompts, completions, **columns):
+        raise raised
+
+    async def later(prompts, completions, **columns):
+        raise raised
+
+    def one_by_one(prompts, completions, **columns):
+        yield 1.0
+        raise raised
+
+    if isinstance(raised, StopIteration) and sort != "called":
+        words = "raised RuntimeError"  # Python's own
+    function = {"called": mine, "awaited": later, "gone through": one_by_one}[sort]
+    reward = checked(function, name="mine")
+
+    def call():
+        found = reward(prompts=PROMPTS, completions=["a", "b"])
+        return asyncio.run(found) if sort == "awaited" else found
+
+    with pytest.raises(TrainingError) as caught:
+        call()
+    assert f"reward mine {words}" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_ctrl_c_ends_a_run_and_is_no_failure():
+    def mine(prompts, completions, **columns):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checked(mine, on_error=OnError("skip"))(prompts=PROMPTS, completions=["a", "b"])
 
 
 def test_a_reward_with_another_signature():
@@ -121,7 +184,7 @@ def test_the_share_that_could_not_be_scored_is_logged():
     reward(
         prompts=PROMPTS, completions=["a", "b"], log_metric=lambda name, value: logged.append((name, value))
     )  # fmt: skip
-    assert logged == [("rewards/mine/unscored", 0.5)]
+    assert logged == [("rewards/mine/unscored", 0.5), ("rewards/mine/zero_spread", 0.0)]
 
 
 def told_by(batches):
@@ -140,7 +203,9 @@ def told_by(batches):
 def test_a_constant_reward_is_told_once():
     reward, told = told_by([[0.0] * 64] * 25)
     assert len(told) == 1
-    assert told[0].startswith("reward mine gave 0 to all 640 completions so far: nothing can be")
+    assert told[0].startswith(
+        "reward mine gave 0 to all 640 completions so far: no learning signal"
+    )
     assert reward.constant == 25
 
 
@@ -158,11 +223,17 @@ def test_a_reward_that_becomes_constant():
     assert "gave 1 to all 30 completions of its last 10 batches" in told[0]
 
 
+def test_a_reward_that_only_tells_batches_apart():
+    reward, told = told_by([[0.0] * 8, [1.0] * 8] * 10)
+    assert reward.constant == 20
+    assert len(told) == 1
+    assert "all completions of a batch one value, in each of its last 10 batches" in told[0]
+
+
 @pytest.mark.parametrize(
     "batches",
     [
         [[0.0] * 8] * 9 + [[1.0, 0.0]] + [[0.0] * 8] * 9,  # a difference in between
-        [[0.0] * 8, [1.0] * 8] * 10,  # one value per batch, but not the same
         [[0.0]] * 50,  # a batch of one is always constant
     ],
 )

@@ -12,9 +12,9 @@ TESTS = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def namespaces():
-    if reason := sandbox._why_not(sandbox.NAMESPACES):
-        pytest.skip(f"no namespaces here: {reason}")
+def bubblewrap():
+    if reason := sandbox._why_not(sandbox.BUBBLEWRAP):
+        pytest.skip(f"no bubblewrap here: {reason}")
 
 
 def graded(text, tests, **parameters):
@@ -284,7 +284,7 @@ def test_wrong_parameters():
     for parameters, words in (
         ({"timeout": 0}, "timeout must be over 0 and memory 64 or more, found 0 and 512"),
         ({"memory": 1}, "found 5.0 and 1"),
-        ({"isolation": "none"}, "isolation must be namespaces or process, found 'none'"),
+        ({"isolation": "none"}, "isolation must be bubblewrap or process, found 'none'"),
     ):
         with pytest.raises(RecipeError, match="reward code: .*" + words):
             get("code", **parameters)
@@ -297,6 +297,6 @@ def test_the_program_of_a_completion():
 
 def test_a_sandbox_that_cannot_be_started(monkeypatch):
     reward = get("code")
-    monkeypatch.setattr(sandbox, "_unshare", lambda: ("/no/unshare",))
-    with pytest.raises(TrainingError, match=r"the sandbox could not be started: .*no/unshare"):
+    monkeypatch.setattr(sandbox, "_walls", lambda *given: ("/no/bwrap",))
+    with pytest.raises(TrainingError, match=r"the sandbox could not be started: .*no/bwrap"):
         reward(prompts=[""], completions=[ADD], tests=[TESTS])

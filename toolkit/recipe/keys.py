@@ -130,6 +130,28 @@ REWARD_KEYS = (
         "Registry names, package.module:function, file.py:function, or adapter:NAME; one with "
         "parameters is a mapping: {name: length, target: 200}.",
     ),
+    _own(
+        "reward_timeout",
+        "float | None",
+        600.0,
+        "Seconds that one call of a reward may take; null for no limit.",
+    ),
+    Key(
+        "on_reward_error",
+        "str",
+        "stop",
+        "Where a reward raises, takes too long or returns what is no number: stop, or leave the "
+        "completions without a score and count them.",
+        ("stop", "skip"),
+        OURS,
+    ),
+    _own(
+        "max_reward_errors",
+        "float",
+        0.05,
+        "With on_reward_error: skip, the share of the completions of 100 calls of a reward that may "
+        "fail before training stops.",
+    ),
 )
 PPO_KEYS = (
     _own("vf_coef", "float", 0.1, "Weight of the value loss."),

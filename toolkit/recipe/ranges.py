@@ -74,6 +74,8 @@ RANGES = {
     "lam": "[0, 1]",
     "cliprange_value": "(0, inf)",
     "missing_eos_penalty": "[0, inf)",
+    "reward_timeout": "(0, inf)",
+    "max_reward_errors": "[0, 1]",
 }
 # Below 1 a share of all steps, above it a count.
 SHARE_OR_COUNT = {"warmup_steps", "logging_steps", "save_steps", "eval_steps", "test_split_size"}

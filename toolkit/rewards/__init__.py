@@ -9,7 +9,7 @@ A reward has TRL's signature, `f(prompts, completions, **columns) -> list[float 
 async. Importing this package loads none of them.
 """
 
-from toolkit.rewards.checked import Checked, Reward, checked, checked_all
+from toolkit.rewards.checked import Checked, OnError, Reward, checked, checked_all
 from toolkit.rewards.registry import get, load_reward, names
 
-__all__ = ["Checked", "Reward", "checked", "checked_all", "get", "load_reward", "names"]
+__all__ = ["Checked", "OnError", "Reward", "checked", "checked_all", "get", "load_reward", "names"]

@@ -19,6 +19,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LONGEST_NUMBER = 1000  # characters; Python itself refuses integers of more than 4,300 digits
 LONGEST_WORD = 200  # characters; NFC sorts accents in quadratic time, seconds for 100,000 of them
 LONGEST_EXPONENT = 3  # digits; 1e999999999 would fill the memory
+LONGEST_TEXT = 100_000  # characters of a completion that are read, from its end
 ENDINGS = ".,:/–-"  # signs behind a number that are no part of it
 DENIED = " _"  # what stands for a denied number: no number, and no sign that a mark reaches over
 
@@ -155,7 +156,11 @@ def ends_in_number(text: str) -> bool:
 
 
 def answer_block(text: str) -> str:
-    """What stands in the last `<answer>…</answer>`, DeepSeek-R1's format; without it, the text."""
+    """What stands in the last `<answer>…</answer>`, DeepSeek-R1's format; without it, the text.
+
+    Of a text of over 100,000 characters, its end.
+    """
+    text = text[-LONGEST_TEXT:]
     return text.rpartition("<answer>")[2].partition("</answer>")[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.errors import RecipeError
 from toolkit.rewards.rows import Completion, column, from_json, texts
-from toolkit.rewards.sandbox import NAMESPACES, Limits, check_isolation, run_script, run_tests
+from toolkit.rewards.sandbox import BUBBLEWRAP, Limits, check_isolation, run_script, run_tests
 
 BLOCK = re.compile(
     r"^[^\S\n]*```(?P<language>[^`\n]*)\n(?P<text>.*?)(?:^[^\S\n]*```[^\S\n]*$|\Z)",
@@ -38,14 +38,14 @@ class Code:
         all_or_nothing: 1 only if all of them pass, else 0.
         timeout: seconds for all asserts, or for one pair.
         memory: MiB that one process may use.
-        isolation: "namespaces"; "process" where there are none and the programs may do what you can.
+        isolation: "bubblewrap"; "process" where it is not and the programs may do what you can.
     """
 
     column: str = "tests"
     all_or_nothing: bool = False
     timeout: float = 5.0
     memory: int = 512
-    isolation: str = NAMESPACES
+    isolation: str = BUBBLEWRAP
     __name__ = "code"
 
     def __post_init__(self):

@@ -1,14 +1,14 @@
 """Runs a completion's program, and a data set's tests, away from everything else.
 
 A program runs under Python's own `-I -S` with an empty environment, in a process of its own. With
-`isolation: namespaces`, that process is in fresh Linux namespaces, made by `unshare` of util-linux:
-it sees a file system in memory with nothing in it but the standard library and the system's
-libraries, which it cannot write to; no network, no process and no user but its own; and no
-capability. Limits bound its time, memory, disk, files and processes, and all of its processes end
-with it. With `isolation: process`, there are the limits alone.
+`isolation: bubblewrap`, that process is inside bubblewrap's walls: it sees a file system in memory
+with nothing in it but the standard library and the system's libraries, which it cannot write to,
+and one small folder for its own files; no network, no process and no user but its own; and no
+capability, nor a way to another namespace. Limits bound its time, memory, disk, files and
+processes, and all of its processes end with it. With `isolation: process`, there are the limits
+alone.
 """
 
-import atexit
 import contextlib
 import itertools
 import json
@@ -26,14 +26,25 @@ from typing import IO, Any
 import psutil
 
 from toolkit.errors import RecipeError, TrainingError
-from toolkit.rewards.inside.enter import FAILED
+from toolkit.rewards.inside.enter import BOX, FAILED
 
-NAMESPACES, PROCESS = "namespaces", "process"
-ISOLATIONS = (NAMESPACES, PROCESS)
+BUBBLEWRAP, PROCESS = "bubblewrap", "process"
+ISOLATIONS = (BUBBLEWRAP, PROCESS)
 GRACE = 10.0  # seconds for a sandbox to be built and to end itself, on a busy machine
-ENTER = Path(__file__).parent / "inside" / "enter.py"
+LONGEST_OUTPUT = 2**20  # bytes of what a program printed that are read
+INSIDE = Path(__file__).parent / "inside"
 SYSTEM = ("/usr", "/lib", "/lib64")
-UNSHARE = ("--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+WALLS = (
+    "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--cap-drop", "ALL",
+)  # fmt: skip
+# With a user namespace of its own, in which no other can be made
+MAPPED = ("--unshare-all", "--unshare-user", "--disable-userns")
+# Root needs none, and gives up being root inside
+UNMAPPED = (
+    "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try",
+    "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SYS_CHROOT",
+)  # fmt: skip
 # Users that nobody has, one per sandbox, so that one cannot use up the processes of another
 USERS = itertools.cycle(range(1_500_000_000, 1_500_100_000))
 
@@ -46,16 +57,16 @@ class Limits:
         seconds: wall-clock time; its processor time is bounded by a second more.
         memory: bytes of address space of one process.
         disk: bytes that it can write, and print.
-        processes: processes and threads at a time; none but its own without namespaces, where
+        processes: processes and threads at a time; none but its own without bubblewrap, where
             another one could outlive it.
-        isolation: "namespaces" or "process".
+        isolation: "bubblewrap" or "process".
     """
 
     seconds: float = 5.0
     memory: int = 512 * 2**20
     disk: int = 16 * 2**20
     processes: int = 8
-    isolation: str = NAMESPACES
+    isolation: str = BUBBLEWRAP
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Ended:
 
     Attributes:
         code: its exit code; None if it was killed.
-        output: what it printed.
+        output: what it printed, the first MiB of it.
     """
 
     code: int | None
@@ -145,7 +156,9 @@ class Running:
         except subprocess.TimeoutExpired:
             code = None
         self.kill()
-        if code == FAILED and (reason := _content(self.errors)):
+        reason = _content(self.errors)
+        # its own words, or those of bubblewrap, which has no exit code that a program has not
+        if reason and (code == FAILED or reason.startswith(b"bwrap: ")):
             raise TrainingError(f"the sandbox could not be built: {_reason(reason)}")
         return Ended(code, _content(self.output))
 
@@ -162,24 +175,24 @@ class Running:
 @contextlib.contextmanager
 def _started(order: dict[str, Any], limits: Limits) -> Iterator[Running]:
     """A running sandbox, which ends with the block."""
-    isolated = limits.isolation == NAMESPACES
+    isolated = limits.isolation == BUBBLEWRAP
     mapped = isolated and os.geteuid() != 0
     with contextlib.ExitStack() as stack:
         stdin, stdout, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
         folder = "" if isolated else stack.enter_context(_open_folder())
         order = order | {
             "isolated": isolated, "mapped": mapped, "user": next(USERS), "folder": folder,
-            "root": _mountpoint() if isolated else "", "folders": list(_folders()),
             "seconds": limits.seconds, "memory": limits.memory, "disk": limits.disk,
             "processes": limits.processes if isolated else 0,
         }  # fmt: skip
         stdin.write(json.dumps(order).encode())
         stdin.seek(0)
-        walls = [*_unshare(), *(("--user", "--map-root-user") if mapped else ()), *UNSHARE]
-        python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", str(ENTER)]
+        walls = _walls(mapped, limits.disk) if isolated else ()
+        enter = str(INSIDE / "enter.py") if not isolated else "/inside/enter.py"
+        python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", enter]
         try:
             process = subprocess.Popen(
-                [*(walls if isolated else ()), *python],
+                [*walls, *python],
                 stdin=stdin, stdout=stdout, stderr=stderr, env={}, cwd="/",
                 pass_fds=order.get("pipes", ()), start_new_session=True,
             )  # fmt: skip
@@ -203,22 +216,29 @@ def check_isolation(limits: Limits) -> None:
             f"reward code: isolation must be {' or '.join(ISOLATIONS)}, found {limits.isolation!r}"
         )
     if reason := _why_not(limits.isolation):
-        instead = (
-            "run on Linux where `unshare` works, or, if the programs may read and change whatever "
-            "you can, write isolation: process"
-            if limits.isolation == NAMESPACES
-            else "run as a user other than root, on Linux or macOS"
-        )
         raise RecipeError(
-            f"reward code: no isolation: {limits.isolation} here ({reason}): {instead}"
+            f"reward code: no isolation: {limits.isolation} here ({reason}): "
+            f"{_instead(limits.isolation)}"
         )
+
+
+def _instead(isolation: str) -> str:
+    if isolation == PROCESS:
+        return "run as a user other than root, on Linux or macOS"
+    mend = (
+        "let it make namespaces (Docker: --privileged; Ubuntu: sysctl -w "
+        "kernel.apparmor_restrict_unprivileged_userns=0)"
+        if shutil.which("bwrap")
+        else "install it (apt-get install bubblewrap; 0.8 or newer, on Linux)"
+    )
+    return f"{mend}, or, if the programs may read and change whatever you can, write isolation: process"
 
 
 @cache
 def _why_not(isolation: str) -> str | None:
     """Why programs cannot be run here; None if they can."""
-    if isolation == NAMESPACES and (sys.platform != "linux" or not shutil.which("unshare")):
-        return "there is no `unshare` of util-linux"
+    if isolation == BUBBLEWRAP and (sys.platform != "linux" or not shutil.which("bwrap")):
+        return "there is no bubblewrap"
     if os.name != "posix":
         return "there are no limits on processes"
     try:
@@ -235,27 +255,35 @@ def _why_not(isolation: str) -> str | None:
 
 
 @cache
-def _unshare() -> tuple[str, ...]:
-    return (shutil.which("unshare") or "unshare",)
+def _walls(mapped: bool, disk: int) -> tuple[str, ...]:
+    """The command that a program's Python is put behind.
+
+    Args:
+        mapped: whether there is no root to begin with.
+        disk: how many bytes can be written.
+    """
+    found = [*_first_to_go(), shutil.which("bwrap") or "bwrap", *WALLS]
+    found += MAPPED if mapped else UNMAPPED
+    for root in ("",) if mapped else ("", BOX):
+        for folder in _folders():
+            if os.path.islink(folder):
+                found += ["--symlink", os.readlink(folder), root + folder]
+                continue
+            for above in reversed(Path(root + folder).parents[:-1]):
+                found += ["--perms", "0755", "--dir", str(above)]  # else root's alone
+            found += ["--ro-bind", folder, root + folder]
+        found += ["--perms", "0755", "--dir", f"{root}/dev"]
+        found += ["--ro-bind", str(INSIDE), f"{root}/inside"]
+        for device in DEVICES:
+            found += ["--dev-bind", device, root + device]
+        found += ["--perms", "1777", "--size", str(disk), "--tmpfs", f"{root}/tmp"]
+    return (*found, "--remount-ro", "/", "--chdir", "/tmp", "--")
 
 
-def _mountpoint() -> str:
-    """An empty folder; each sandbox builds its own file system over it, which no other sees."""
-    folder = _folder_of(os.getpid())
-    os.makedirs(folder, exist_ok=True)  # the system may tidy up while training goes on for days
-    return folder
-
-
-@cache
-def _folder_of(process: int) -> str:
-    folder = tempfile.mkdtemp(prefix="toolkit-sandbox-")
-
-    def remove() -> None:
-        if os.getpid() == process and os.path.isdir(folder):
-            os.rmdir(folder)
-
-    atexit.register(remove)
-    return folder
+def _first_to_go() -> tuple[str, ...]:
+    """Where memory runs out, the system ends this first."""
+    choom = shutil.which("choom")  # of util-linux
+    return (choom, "-n", "1000", "--") if choom else ()
 
 
 @contextlib.contextmanager
@@ -280,7 +308,7 @@ def _folders() -> tuple[str, ...]:
 
 def _content(file: IO[bytes]) -> bytes:
     file.seek(0)
-    return file.read()
+    return file.read(LONGEST_OUTPUT)
 
 
 def _reason(errors: bytes) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
@@ -20,7 +21,7 @@ from toolkit.models.load import base_arguments, commit_of, load_base
 from toolkit.models.merging import merge_while_generating
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
-from toolkit.rewards import checked_all, load_reward
+from toolkit.rewards import Checked, OnError, checked_all, load_reward
 from toolkit.stages.adapter_reward import AdapterReward
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.finish import save, train
@@ -109,6 +110,7 @@ def run_rollouts(
             loan.trained = trainer.model
         train(trainer, recipe)
         saved = save(trainer, ids_of=data.ids_of, rows_again=data.rows_again)
+        counts = counts_of(trainer)
         if "model" not in objects:
             del trainer  # one base in memory at a time
             result = prove(saved, reload=base_arguments(recipe))
@@ -116,8 +118,29 @@ def run_rollouts(
             result = prove(saved, reload=None, resident=trainer.model)
         else:
             result = prove(saved, reload={"dtype": "auto"})
-    result.manifest |= data.origin(recipe)
+    result.manifest |= data.origin(recipe) | {"rewards": counts}
     return result
+
+
+def counts_of(trainer: GRPOTrainer) -> dict[str, dict[str, int]]:
+    """What became of the completions that each reward was asked about, in all processes.
+
+    Of a run that was interrupted, those since it went on; `log.jsonl` has the shares of each step.
+    """
+    own = [reward for reward in trainer.reward_funcs if isinstance(reward, Checked)]
+    found: dict[str, dict[str, int]] = {}
+    for counts in gather_object([{each.__name__: each.counts() for each in own}]):
+        for name, one in counts.items():
+            of = found.setdefault(name, dict.fromkeys(one, 0))
+            of.update({what: of[what] + number for what, number in one.items()})
+    for name, of in found.items():
+        if of["failed"]:
+            total = sum(of.values())
+            note(
+                f"reward {name}: {of['failed']:,} of {total:,} completions "
+                f"({of['failed'] / total:.1%}) have no score because it failed"
+            )
+    return found
 
 
 def build(recipe: StageRecipe, **given: Any) -> GRPOTrainer:
@@ -239,7 +262,7 @@ def rewarded(
             f"reward_funcs: {judges[0].__name__} needs an adapter as the policy, so that the base "
             "stays what both go over; leave use_peft: false out"
         )
-    rewards = checked_all(functions, tell=note)
+    rewards = checked_all(functions, tell=note, on_error=OnError.of(recipe))
     check_enough(given["args"], data)
     tell(data, trained, [reward.__name__ for reward in rewards])
     with refusals(recipe):

@@ -20,7 +20,7 @@ from toolkit.evaluation.graded import Key
 from toolkit.models.load import adapter_config, check_model_path
 from toolkit.models.reward import load_reward_model
 from toolkit.recipe import StageRecipe
-from toolkit.rewards import checked, load_reward
+from toolkit.rewards import OnError, checked, load_reward
 from toolkit.stages.answered import forget_model
 from toolkit.stages.completions import Completions
 from toolkit.stages.exam_progress import ExamProgress
@@ -147,7 +147,7 @@ def scorers(
             stage = entry.removeprefix(ADAPTER)
             found.append(AdapterScorer(name, str(earlier.get(stage, stage)), recipe))
         else:
-            found.append(FunctionScorer(name, entry))
+            found.append(FunctionScorer(name, entry, OnError.of(recipe)))
     return found
 
 
@@ -229,11 +229,14 @@ class FunctionScorer:
     Args:
         name: what a report calls it.
         entry: of `reward_funcs`.
+        failing: what happens where it fails; by default it ends the stage.
     """
 
-    def __init__(self, name: str, entry: Entry):
+    def __init__(self, name: str, entry: Entry, failing: OnError | None = None):
         self.name = name
-        self.function: Any = checked(load_reward(entry), name=name, tell=note)
+        self.function: Any = checked(
+            load_reward(entry), name=name, tell=note, on_error=failing or OnError()
+        )
         self.identity = digest_of(_identity(entry))
 
     def score(

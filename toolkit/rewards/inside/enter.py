@@ -1,8 +1,8 @@
-"""The first program of a sandbox: builds its walls, gives up every right, and runs a role.
+"""The first program of a sandbox: gives up every right, and runs a role.
 
-Started by `toolkit.rewards.sandbox` as `python -I -S enter.py`, as the first process of fresh
-namespaces, with an order as JSON on standard input. It stays as the trusted process that ends all
-others when time is over; what it was ordered to run is its child.
+Started by `toolkit.rewards.sandbox` as `python -I -S enter.py`, as the first process inside
+bubblewrap's walls, with an order as JSON on standard input. It stays as the trusted process that
+ends all others when time is over; what it was ordered to run is its child.
 """
 
 import ctypes
@@ -17,13 +17,10 @@ from typing import Any
 
 FAILED = 97  # exit code, with the reason on standard error
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC = 1, 2, 4, 4096, 16384
-SYS_MOUNT_SETATTR = 442  # the same on every architecture
-AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+PR_SET_NO_NEW_PRIVS = 38
 CAPABILITY_VERSION = 0x20080522
 
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+BOX = "/box"  # where root has a second set of the same walls
 NOBODY = 65534
 OPEN_FILES = 64
 
@@ -39,8 +36,11 @@ def main() -> None:
     order = json.load(sys.stdin)
     try:
         load_roles()
+        os.environ.clear()
         if order["isolated"]:
-            build_root(order["root"], order["folders"], order["disk"])
+            if not order["mapped"]:
+                os.chroot(BOX)  # from a changed root, nobody can make a user namespace of his own
+            os.chdir("/tmp")
             if child := os.fork():
                 wait_for(child, order["seconds"])
         else:
@@ -59,53 +59,6 @@ def load_roles() -> None:
     import roles  # noqa: F401
 
     sys.path.pop(0)
-
-
-def build_root(root: str, folders: list[str], disk: int) -> None:
-    """Make an empty file system in memory, with the folders in it for reading, the only one.
-
-    Args:
-        root: an empty folder to build it on.
-        folders: Python and the system's libraries.
-        disk: how many bytes can be written.
-    """
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # where memory runs out, the system ends this first
-    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes=4096,mode=755")
-    for folder in folders:
-        target = root + folder
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if os.path.islink(folder):
-            os.symlink(os.readlink(folder), target)
-            continue
-        os.makedirs(target)
-        mount(folder, target, None, MS_BIND | MS_REC, None)
-        forbid_writing(target)
-    os.mkdir(root + "/dev")
-    for device in DEVICES:
-        Path(root + device).touch()
-        mount(device, root + device, None, MS_BIND, None)
-    os.mkdir(root + "/tmp")
-    os.chmod(root + "/tmp", 0o777)
-    os.chroot(root)
-    os.chdir("/tmp")
-
-
-def mount(source: str, target: str, kind: str | None, flags: int, data: str | None) -> None:
-    """Mount a folder, a file or a new file system."""
-    words = [word.encode() if word is not None else None for word in (source, target, kind, data)]
-    if libc().mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]):
-        raise OSError(ctypes.get_errno(), f"mount: {os.strerror(ctypes.get_errno())}", target)
-
-
-def forbid_writing(target: str) -> None:
-    """Make a mount, with all that is mounted below it, read-only."""
-    wanted = (ctypes.c_uint64 * 4)(MS_RDONLY | MS_NOSUID | MS_NODEV, 0, 0, 0)
-    if libc().syscall(
-        SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, ctypes.byref(wanted),
-        ctypes.sizeof(wanted),
-    ):  # fmt: skip
-        raise OSError(ctypes.get_errno(), f"mount: {os.strerror(ctypes.get_errno())}", target)
 
 
 def wait_for(child: int, seconds: float) -> None:
