@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from toolkit.errors import DataError
+
 NAMED_ROWS = 5  # how many rows a report names
+MOST_STOPS_LOST = 0.05  # a model that seldom sees an end does not learn to end
 KEEP_START, KEEP_END = "keep_start", "keep_end"  # TRL's values of truncation_mode
 
 
@@ -33,6 +36,8 @@ class SequenceReport:
         rows_start_lost: rows that are trained without their first trained token.
         rows_left_out: rows of which the chat template leaves something out.
         left_out: what that is, such as "developer messages".
+        stops_kept_at: the smallest `max_length` at which no more than a twentieth of the sequences
+            lose their last trained token.
     """
 
     mode: str
@@ -54,11 +59,18 @@ class SequenceReport:
     rows_start_lost: int = 0
     rows_left_out: int = 0
     left_out: list[str] = field(default_factory=list)
+    stops_kept_at: int = 0
 
     @property
     def rows_lost(self) -> int:
         """Rows that are not trained."""
         return self.rows_unanswered + self.rows_overlong
+
+    @property
+    def stops_lost(self) -> float:
+        """The share of the answered rows whose stop token is cut off, with the answer or without."""
+        answered = self.rows - self.rows_unanswered
+        return (self.rows_stop_lost + self.rows_overlong) / max(1, answered)
 
     def lines(self) -> list[str]:
         """The report in words: what is trained, then one line for everything that was changed."""
@@ -151,6 +163,7 @@ def report_of(
         max_length=max_length,
         truncation_mode=truncation_mode,
         left_out=list(dict.fromkeys(missing)),
+        stops_kept_at=_stops_kept_at(counts),
         rows=len(begins),
         sequences=int((kept > 0).sum()),
         tokens=int(length[kept > 0].sum()),
@@ -158,6 +171,30 @@ def report_of(
         longest=int(counts["length"].max(initial=0)),
         named={k: [row_name(int(at)) for at in found[:NAMED_ROWS]] for k, found in places.items()},
         **{name: len(found) for name, found in places.items()},
+    )
+
+
+def _stops_kept_at(counts: Mapping[str, np.ndarray]) -> int:
+    needed = np.sort(counts["last_trained"][counts["trained"] > 0]) + 1
+    return int(needed[int(np.ceil(len(needed) * (1 - MOST_STOPS_LOST))) - 1]) if len(needed) else 0
+
+
+def check_stops(report: SequenceReport) -> None:
+    """Refuse to train on rows of which many have lost their end.
+
+    Raises:
+        DataError: naming how many, the first of them, and the `max_length` that would do.
+    """
+    if report.stops_lost <= MOST_STOPS_LOST:
+        return
+    lost = report.rows_stop_lost + report.rows_overlong
+    rows = [*report.named["rows_stop_lost"], *report.named["rows_overlong"]][:NAMED_ROWS]
+    keep_end = ", or set truncation_mode: keep_end" * (report.truncation_mode == KEEP_START)
+    raise DataError(
+        f"max_length {report.max_length}: {lost:,} of {report.rows:,} rows ({report.stops_lost:.0%}; "
+        f"{'row' if len(rows) == 1 else 'rows'} {', '.join(rows)}{', …' * (lost > len(rows))}) lose "
+        f"their stop token, more than {MOST_STOPS_LOST:.0%}, and the model would not learn to end: "
+        f"raise max_length to {report.stops_kept_at:,}{keep_end}, or take the longest rows out"
     )
 
 
