@@ -87,18 +87,14 @@ def to_standard(
     carried = _carried(columns, wanted, features)
     dataset = dataset.select_columns([*dict.fromkeys([*read, *carried]), *PLACE])
     features |= {name: dataset.features[name] for name in carried}
+    given = {"plans": plans, "kinds": features, "carried": carried, "origin": origin}
+    given["stops"] = bad.stops_at_first
     standard = dataset.with_format("arrow").map(
         _convert,
         batched=True,
         remove_columns=dataset.column_names,
         features=Features(features),
-        fn_kwargs={
-            "plans": plans,
-            "kinds": features,
-            "carried": carried,
-            "origin": origin,
-            "stops": bad.stops_at_first,
-        },
+        fn_kwargs=given,
         new_fingerprint=_fingerprint(dataset, plan, features, origin),
         desc="reading rows",
     )

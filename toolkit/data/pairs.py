@@ -215,7 +215,7 @@ def _is_said(answer: str | list[Mapping[str, Any]]) -> bool:
 
 def _counts(found: Dataset, max_length: int | None) -> dict[str, np.ndarray]:
     """What is known of each entry: which are kept, their prompt and their weight."""
-    names = [name for name in KINDS if name not in SIDES]
+    names = [name for name in KINDS if name not in (*SIDES, BROKEN)]
     table: Any = found.select_columns(names).with_format("arrow")[:]
     counts = {name: table.column(name).to_numpy() for name in names}
     longer = np.maximum(counts["chosen_length"], counts["rejected_length"])

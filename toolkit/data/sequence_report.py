@@ -27,7 +27,6 @@ class SequenceReport:
         rows_split: rows that became one sequence per assistant turn.
         rows_cut: rows with a sequence over `max_length`.
         rows_stop_lost: rows that are trained without their last trained token, the stop token.
-        rows_unanswered: rows without an assistant turn, which are not trained.
         rows_overlong: rows whose trained tokens were all cut off, which are not trained.
         turns_lost: sequences of other rows whose trained tokens were all cut off.
         rows_single: rows of which one token only is trained.
@@ -50,7 +49,6 @@ class SequenceReport:
     rows_split: int
     rows_cut: int
     rows_stop_lost: int
-    rows_unanswered: int
     rows_overlong: int
     turns_lost: int
     rows_single: int
@@ -64,13 +62,12 @@ class SequenceReport:
     @property
     def rows_lost(self) -> int:
         """Rows that are not trained."""
-        return self.rows_unanswered + self.rows_overlong
+        return self.rows_overlong
 
     @property
     def stops_lost(self) -> float:
-        """The share of the answered rows whose stop token is cut off, with the answer or without."""
-        answered = self.rows - self.rows_unanswered
-        return (self.rows_stop_lost + self.rows_overlong) / max(1, answered)
+        """The share of the rows whose stop token is cut off, with the whole answer or without."""
+        return (self.rows_stop_lost + self.rows_overlong) / max(1, self.rows)
 
     def lines(self) -> list[str]:
         """The report in words: what is trained, then one line for everything that was changed."""
@@ -90,7 +87,6 @@ class SequenceReport:
             "rows_split": "split, one sequence per assistant turn: the template renders earlier "
             "turns otherwise than when they were generated",
             "rows_cut": cut,
-            "rows_unanswered": "lost, not trained: no assistant turn",
             "rows_overlong": "lost, not trained: no trained token within max_length "
             f"{self.max_length}",
             "turns_lost": f"lost, not trained: what {'follows' if is_end else 'precedes'} fills "
@@ -150,8 +146,7 @@ def report_of(
         "rows_cut": per_row(counts["length"] > limit) > 0,
         "rows_stop_lost": per_row((kept > 0) & stop_cut) > 0,
         "rows_start_lost": per_row((kept > 0) & start_cut) > 0,
-        "rows_unanswered": is_lost & (per_row(counts["trained"]) == 0),
-        "rows_overlong": is_lost & (per_row(counts["trained"]) > 0),
+        "rows_overlong": is_lost,
         "rows_single": row_kept == 1,
         "rows_left_out": per_row(counts["left_out"] != "") > 0,
     }

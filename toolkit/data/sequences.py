@@ -120,9 +120,8 @@ def tokenize(
         "prompt_completion": completion_only_loss is False,
     }
     text_field = dataset_text_field if dataset_text_field in rows.column_names else "text"
-    is_whole = whole.get(format, False)
+    is_whole, bad = whole.get(format, False), bad or BadRows()
     options = Options(format, is_whole, max_length, text_field, truncation_mode)
-    bad = bad or BadRows()
     found = rows.with_format("arrow").map(
         _encode,
         batched=True,
@@ -279,8 +278,6 @@ def _reports(
 
 
 def _why_nothing_is_left(found: Dataset, counts: Mapping[str, np.ndarray], options: Options) -> str:
-    if not counts["trained"].any():
-        return f"{found[0]['source']}: no row has an assistant turn, so there is nothing to train"
     which, place, number = "first", "", counts["first_trained"] + 1
     if options.truncation_mode == KEEP_END:
         which, place = "last", " from the end"
