@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.artifacts import inputs, manifest, plots
+from toolkit.artifacts.inside import check_inside
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
@@ -172,6 +173,7 @@ def run_recipe(
     unpushed: dict[str, str] = {}
     for stage in recipe.stages:
         folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
+        check_inside(recipe.output_dir, folder)
         result.stages[stage.name] = run_one(
             recipe, stage, folder, earlier, overwrite=overwrite, objects=objects or {}
         )

@@ -92,6 +92,8 @@ def answered_messages(
     Raises:
         DataError: for the first answer that the tokenizer cannot tell from its prompt.
     """
+    if not conversations:
+        return []
     texts = [text for c in conversations for text in (c.prompt, *(c.prompt + a for a in c.answers))]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
     ids, encoder = iter(encoded["input_ids"]), Encoder(tokenizer)

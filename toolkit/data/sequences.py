@@ -137,11 +137,9 @@ def tokenize(
     counts, reports = _reports(found, options)
     if not counts["kept"].any():
         raise DataError(_why_nothing_is_left(found, counts, options))
-    if not counts["kept"].all():
-        found = found.select(np.flatnonzero(counts["kept"]))
-    whole_report = reports.pop("")
+    found = found.select(np.flatnonzero(counts["kept"]))
     unneeded = ["dataset", "left_out", *COUNTED]
-    return Sequences(found.remove_columns(unneeded), whole_report, reports)
+    return Sequences(found.remove_columns(unneeded), reports.pop(""), reports)
 
 
 def _encode(
