@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from tests import tiny
 from toolkit.data.files import read_objects
 from toolkit.data.formats import to_standard
-from toolkit.data.sequence_report import readable
+from toolkit.data.sequence_report import check_stops, readable
 from toolkit.data.sequences import tokenize
 from toolkit.data.splits import joined
 from toolkit.errors import DataError
@@ -257,6 +257,27 @@ def test_a_broken_template_names_the_row(words: PreTrainedTokenizerFast):
         ) as error:
             tokenize(rows, words, format="messages", max_length=None, assistant_only_loss=only)
         assert "\n" not in str(error.value)
+
+
+def test_many_lost_stop_tokens_are_refused(words: PreTrainedTokenizerFast):
+    def report(long: int, **options):
+        rows = [{"messages": turn(2, 2)}] * (20 - long) + [{"messages": turn(2, 9)}] * long
+        return tokenize(standard(*rows), words, format="messages", max_length=30, **options).report
+
+    check_stops(report(1))  # 5 %
+    with pytest.raises(DataError) as error:
+        check_stops(report(2))
+    assert str(error.value) == (
+        "max_length 30: 2 of 20 rows (10%; rows 19, 20) lose their stop token, more than 5%, and the "
+        "model would not learn to end: raise max_length to 31, or set truncation_mode: keep_end, or "
+        "take the longest rows out"
+    )
+    check_stops(report(2, truncation_mode="keep_end"))
+    assert report(2).stops_kept_at == 31
+    lost = tokenize(standard(*ROWS[:3]), words, format="messages", max_length=35).report
+    assert (lost.rows_overlong, lost.rows_stop_lost, lost.stops_lost) == (1, 0, 1 / 3)
+    with pytest.raises(DataError, match=r"1 of 3 rows \(33%; row 3\) lose their stop token"):
+        check_stops(lost)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def check_inside(run: Path, stage: Path) -> None:
                     f"{link.resolve()}; remove it, or give another output_dir"
                 )
     outputs = (read_json(stage / MANIFEST) or {}).get("outputs", {})
-    names = outputs if isinstance(outputs, Mapping) else [str(outputs)]
+    names = [*outputs] if isinstance(outputs, Mapping) else [str(outputs)]
     strange = [name for name in names if name in ("", ".", "..") or Path(name).name != name]
     if strange:
         raise RecipeError(
