@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from toolkit.artifacts import allowed, inputs, manifest, plots
+from toolkit.artifacts.inside import check_inside
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
@@ -201,6 +202,7 @@ def run_all(
     unpushed: dict[str, str] = {}
     for stage in recipe.stages:
         folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
+        check_inside(recipe.output_dir, folder)
         result.stages[stage.name] = run_one(
             recipe, stage, folder, earlier, record, overwrite=overwrite, objects=objects
         )

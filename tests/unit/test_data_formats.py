@@ -26,6 +26,25 @@ BROKEN = {
         "column 'messages[1].role': unknown role 'asistant'; did you mean 'assistant'?",
     ),
     "another's role": ({"messages": [{"role": "human", "content": "4"}]}, "did you mean 'user'?"),
+    "no assistant": ({"messages": [USER]}, "column 'messages': no assistant turn, so nothing to train"),
+    "no assistant in the completion": (
+        {"prompt": [USER], "completion": [{"role": "system", "content": "a"}]},
+        "column 'completion': no assistant turn",
+    ),
+    "assistant first": (
+        {"messages": [TURN, USER, TURN]},
+        "column 'messages[0]': the assistant's turn comes first, and at inference a prompt precedes it",
+    ),
+    "assistant first in a prompt": (
+        {"prompt": [TURN, USER], "completion": [TURN]}, "column 'prompt[0]': the assistant's turn comes first",
+    ),
+    "two users": (
+        {"messages": [USER, USER, TURN]},
+        "column 'messages[1]': two user turns in a row; make them one, or put the assistant's between",
+    ),
+    "two users over the edge": (
+        {"prompt": [USER], "completion": [USER, TURN]}, "column 'completion[0]': two user turns in a row",
+    ),
     "null content": (
         {"messages": [USER, {"role": "assistant", "content": None}]},
         "column 'messages[1].content': null or absent, and there is no tool call",
@@ -102,7 +121,7 @@ def test_every_row_decides_not_the_first():
 
 
 def test_standard_forms_pass_unchanged():
-    rows, form, notes = standard({"messages": CHAT, "id": 7}, {"messages": [USER, USER, TURN]})
+    rows, form, notes = standard({"messages": CHAT, "id": 7}, {"messages": [USER, TURN, TURN]})
     assert (rows[0]["messages"], form, notes) == (CHAT, "messages", ["rows: not used: id"])
     assert rows.column_names == ["messages", "dataset", "source", "row"]
     rows, form, notes = standard({"prompt": "", "completion": "b"})
@@ -129,12 +148,6 @@ def test_text_and_messages_in_one_column_are_refused():
         DataError, match=r"row 2, column 'prompt': text, but other rows have a list"
     ):
         standard(chat, {"prompt": "a", "completion": "b"})
-
-
-def test_conversations_without_an_assistant_are_left_to_be_counted():
-    rows, _, _ = standard({"messages": [USER]}, {"messages": CHAT})
-    assert len(rows) == 2
-    assert len(standard({"prompt": [USER], "completion": [USER]})[0]) == 1
 
 
 def test_a_completion_may_begin_with_the_result_of_a_call_in_the_prompt():

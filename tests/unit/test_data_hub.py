@@ -133,7 +133,8 @@ def test_rows_are_read_at_the_revision_and_again_without_a_connection(
     assert [(p["revision"], p["rows"]) for p in old["provenance"]] == [(OLD, 3)]
     assert [(p["revision"], p["rows"]) for p in new["provenance"]] == [(NEW, 5), (NEW, 3)]
     assert new["held_out"] == 3
-    assert "warning: 3 of the 3 held-out rows are training rows too" in new["notes"]
+    places = ", ".join(f"plain test:{row}" for row in (1, 2, 3))
+    assert f"warning: 3 of the 3 held-out rows are training rows too ({places})" in new["notes"]
     assert chats["rows"]["messages"][0] == CHATS[0]["messages"]
     assert chats["rows"]["messages"][1][1] == {
         "role": "assistant",

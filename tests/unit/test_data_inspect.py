@@ -140,7 +140,7 @@ def test_statistics_of_a_large_mixture_fit_too():
     large = SequenceReport(
         mode="the completion", max_length=4096, rows=12_345_678, sequences=23_456_789,
         tokens=9_876_543_210, trained_tokens=1_234_567_890, longest=99_999, rows_split=1_234_567,
-        rows_cut=1_234_567, rows_stop_lost=1_234_567, rows_unanswered=5, rows_overlong=7,
+        rows_cut=1_234_567, rows_stop_lost=1_234_567, rows_overlong=12,
         turns_lost=1_234_567, rows_single=0,
     )  # fmt: skip
     names = ("HuggingFaceTB/smoltalk2_everyday_convs", "/very/long/path/to/some/file.jsonl")

@@ -101,7 +101,7 @@ CHATS = {
 
 def tokens_of(tokenizer, prompt, answers, tools):
     rendered = spoken(tokenizer, prompt, answers, tools)
-    return answered_messages(tokenizer, [rendered], ["here"])[0]
+    return answered_messages(tokenizer, [rendered])[0]
 
 
 def is_read(tokenizer, prompt, said, tools) -> bool:

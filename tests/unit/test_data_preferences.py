@@ -314,7 +314,9 @@ def test_prompts_on_both_sides_are_told():
         eval_dataset=[{"prompt": "question 1", "chosen": "x", "rejected": "y"},
                       {"prompt": "question 9", "chosen": "x", "rejected": "y"}],
     )  # fmt: skip
-    assert rows.notes == ["warning: 1 of the 2 held-out rows have a prompt that is trained too"]
+    assert rows.notes == [
+        "warning: 1 of the 2 held-out rows have a prompt that is trained too (eval_dataset:1)"
+    ]
 
 
 def test_a_file_that_stage_rank_wrote(tmp_path: Path):

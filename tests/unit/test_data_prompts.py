@@ -223,16 +223,16 @@ def test_lengths_are_those_of_what_trl_renders(words: PreTrainedTokenizerFast):
     prompts = [[USER], [SYSTEM, USER], [USER, ANSWER, {**USER, "content": "x" * 300}]]
     rows, _, _ = standard(*({"prompt": prompt} for prompt in prompts))
     rendered = [words.apply_chat_template(p, add_generation_prompt=True) for p in prompts]
-    assert prompt_lengths(rows, words) == [len(ids["input_ids"]) for ids in rendered]
+    assert prompt_lengths(rows, words)[1] == [len(ids["input_ids"]) for ids in rendered]
     texts, _, _ = standard({"prompt": "a" * 7}, {"prompt": "<|im_end|>"})
-    assert prompt_lengths(texts, words) == [7, 1]
+    assert prompt_lengths(texts, words)[1] == [7, 1]
 
 
 def test_lengths_of_texts_count_what_the_tokenizer_adds(stories: Path):
     tokenizer = AutoTokenizer.from_pretrained(stories)
     rows, _, _ = standard({"prompt": "Once upon a time"}, {"prompt": "Lily"})
     expected = [len(ids) for ids in tokenizer(["Once upon a time", "Lily"])["input_ids"]]
-    assert prompt_lengths(rows, tokenizer) == expected
+    assert prompt_lengths(rows, tokenizer)[1] == expected
     assert tokenizer("Lily")["input_ids"][0] == tokenizer.bos_token_id
 
 

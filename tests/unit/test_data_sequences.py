@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from tests import tiny
 from toolkit.data.files import read_objects
 from toolkit.data.formats import to_standard
-from toolkit.data.sequence_report import readable
+from toolkit.data.sequence_report import check_stops, readable
 from toolkit.data.sequences import tokenize
 from toolkit.data.splits import joined
 from toolkit.errors import DataError
@@ -47,7 +47,6 @@ ROWS = [
     {"messages": turn(2, 2)},  # 25 tokens, 3 trained
     {"messages": turn(2, 10)},  # 33, the stop token is the 32nd: cut, 9 trained
     {"messages": turn(20, 2)},  # 43, the first trained token is the 40th: lost
-    {"messages": turn(2, 2)[:1]},  # no answer: lost
     {"messages": turn(2, 2) + turn(40, 1)},  # 87: of the first turn 3 are trained
     {"messages": turn(2, 8)},  # 31: only the newline after the stop token is cut, 9 trained
 ]
@@ -56,26 +55,25 @@ ROWS = [
 def test_every_row_is_accounted_for(words: PreTrainedTokenizerFast):
     found = tokenize(standard(*ROWS), words, format="messages", max_length=30)
     report = found.report
-    assert (report.rows, report.sequences, report.longest) == (6, 4, 87)
+    assert (report.rows, report.sequences, report.longest) == (5, 4, 87)
     assert (report.tokens, report.trained_tokens) == (25 + 30 + 30 + 30, 3 + 9 + 3 + 9)
     assert (report.rows_cut, report.rows_stop_lost, report.rows_split) == (4, 2, 0)
-    assert (report.rows_unanswered, report.rows_overlong, report.rows_lost) == (1, 1, 2)
+    assert (report.rows_overlong, report.rows_lost, report.stops_lost) == (1, 1, 3 / 5)
     assert report.lines() == [
-        "6 rows → 4 sequences, 115 tokens, 21% trained: the assistant's turns; the longest has 87",
-        "4 rows (rows 2, 3, 5, 6) cut at max_length 30; 2 lose their stop token",
-        "1 row (row 4) lost, not trained: no assistant turn",
+        "5 rows → 4 sequences, 115 tokens, 21% trained: the assistant's turns; the longest has 87",
+        "4 rows (rows 2, 3, 4, 5) cut at max_length 30; 2 lose their stop token",
         "1 row (row 3) lost, not trained: no trained token within max_length 30",
     ]
-    assert found.dataset["row"][:] == [1, 2, 5, 6]
+    assert found.dataset["row"][:] == [1, 2, 4, 5]
     assert found.dataset.column_names == ["input_ids", "labels", "source", "row"]
     assert [len(ids) for ids in found.dataset["input_ids"]] == [25, 30, 30, 30]
 
 
 def test_nothing_is_cut_without_a_max_length(words: PreTrainedTokenizerFast):
     report = tokenize(standard(*ROWS), words, format="messages", max_length=None).report
-    assert (report.sequences, report.rows_cut, report.rows_lost) == (5, 0, 1)
+    assert (report.sequences, report.rows_cut, report.rows_lost) == (5, 0, 0)
     assert report.tokens == 25 + 33 + 43 + 87 + 31
-    assert len(report.lines()) == 2
+    assert len(report.lines()) == 1
 
 
 def test_labels_are_the_answer_and_its_stop_token(words: PreTrainedTokenizerFast):
@@ -158,13 +156,11 @@ def test_cached_sequences_are_not_those_of_another_template(
 
 
 def test_a_mixture_is_accounted_for_by_data_set(words: PreTrainedTokenizerFast):
-    rows = joined(
-        [standard(*ROWS[:2], origin="a.jsonl"), standard(*ROWS[2:4], origin="b.jsonl")], ""
-    )
+    rows = joined([standard(*ROWS[:2], origin="a.jsonl"), standard(ROWS[2], origin="b.jsonl")], "")
     found = tokenize(rows, words, format="messages", max_length=30)
     assert {name: (r.rows, r.sequences, r.rows_lost) for name, r in found.by_dataset.items()} == {
         "a.jsonl": (2, 2, 0),
-        "b.jsonl": (2, 0, 2),
+        "b.jsonl": (1, 0, 1),
     }
     assert found.by_dataset["b.jsonl"].trained_tokens == 0
     assert "2 rows (rows a.jsonl:2, b.jsonl:1) cut" in found.report.lines()[1]
@@ -249,8 +245,6 @@ def test_nothing_left_to_train_is_an_error(words: PreTrainedTokenizerFast):
         DataError, match=r"max_length 20: .* of rows, row 1, is number 22; raise max"
     ):
         tokenize(standard(*ROWS), words, format="messages", max_length=20)
-    with pytest.raises(DataError, match="rows: no row has an assistant turn"):
-        tokenize(standard(ROWS[3]), words, format="messages", max_length=20)
 
 
 def test_a_broken_template_names_the_row(words: PreTrainedTokenizerFast):
@@ -263,6 +257,27 @@ def test_a_broken_template_names_the_row(words: PreTrainedTokenizerFast):
         ) as error:
             tokenize(rows, words, format="messages", max_length=None, assistant_only_loss=only)
         assert "\n" not in str(error.value)
+
+
+def test_many_lost_stop_tokens_are_refused(words: PreTrainedTokenizerFast):
+    def report(long: int, **options):
+        rows = [{"messages": turn(2, 2)}] * (20 - long) + [{"messages": turn(2, 9)}] * long
+        return tokenize(standard(*rows), words, format="messages", max_length=30, **options).report
+
+    check_stops(report(1))  # 5 %
+    with pytest.raises(DataError) as error:
+        check_stops(report(2))
+    assert str(error.value) == (
+        "max_length 30: 2 of 20 rows (10%; rows 19, 20) lose their stop token, more than 5%, and the "
+        "model would not learn to end: raise max_length to 31, or set truncation_mode: keep_end, or "
+        "take the longest rows out"
+    )
+    check_stops(report(2, truncation_mode="keep_end"))
+    assert report(2).stops_kept_at == 31
+    lost = tokenize(standard(*ROWS[:3]), words, format="messages", max_length=35).report
+    assert (lost.rows_overlong, lost.rows_stop_lost, lost.stops_lost) == (1, 0, 1 / 3)
+    with pytest.raises(DataError, match=r"1 of 3 rows \(33%; row 3\) lose their stop token"):
+        check_stops(lost)
 
 
 @pytest.mark.parametrize(

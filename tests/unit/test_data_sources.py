@@ -363,6 +363,42 @@ def test_rows_from_python():
         load_rows(recipe(dataset_name="x"), train_dataset=[CHAT, "no"])  # type: ignore[list-item]
 
 
+def test_rows_and_prompts_on_both_sides_are_counted_and_named(tmp_path: Path):
+    def chat(asked, answered):
+        return {
+            "messages": [
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": answered},
+            ]
+        }
+
+    train = [chat(str(n), "a") for n in range(9)]
+    held_out = [chat("9", "a"), *train[:7], chat("3", "b"), chat("8", "c")]
+    rows = load_rows(recipe(dataset_name="x"), train_dataset=train, eval_dataset=held_out)
+    assert rows.notes == [
+        "warning: 7 of the 10 held-out rows are training rows too (eval_dataset:2, eval_dataset:3, "
+        "eval_dataset:4, eval_dataset:5, eval_dataset:6, …)",
+        "warning: 2 of the 10 held-out rows have a prompt that is trained too (eval_dataset:9, "
+        "eval_dataset:10)",
+    ]
+    texts = [{"text": "a"}, {"text": "b"}]
+    rows = load_rows(recipe(dataset_name="x"), train_dataset=texts, eval_dataset=texts[:1])
+    assert rows.notes == [
+        "warning: 1 of the 1 held-out rows are training rows too (eval_dataset:1)"
+    ]
+    pairs = [{"prompt": "a", "completion": "b"}]
+    rows = load_rows(
+        recipe(dataset_name="x"),
+        train_dataset=pairs,
+        eval_dataset=[{"prompt": "a", "completion": "c"}],
+    )
+    assert "1 of the 1 held-out rows have a prompt that is trained too" in rows.notes[0]
+    assert (
+        load_rows(recipe(dataset_name="x"), train_dataset=texts[:1], eval_dataset=texts[1:]).notes
+        == []
+    )
+
+
 def test_gsm8k(gsm8k: Path):
     rows = load_rows(recipe(dataset_name=str(gsm8k)))
     assert (len(rows.train), rows.format) == (7473, "messages")

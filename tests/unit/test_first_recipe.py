@@ -134,12 +134,7 @@ def test_a_recipe_is_never_overwritten(tmp_path: Path, tiny_base: Path, capsys):
     assert "no file or folder" in capsys.readouterr().err
 
 
-def test_wrong_rows_are_refused_and_lost_ones_are_told(tmp_path: Path, tiny_base: Path):
-    silent = {"messages": CHAT["messages"][:1]}
-    rows = tiny.save_rows(tmp_path / "a.jsonl", [CHAT, silent])
-    assert "# Note: 1 row (row 2) lost, not trained: no assistant turn" in write(
-        tmp_path, rows, tiny_base
-    )
+def test_wrong_rows_are_refused(tmp_path: Path, tiny_base: Path):
     bad = tiny.save_rows(tmp_path / "b.jsonl", [CHAT, {"messages": []}])
     with pytest.raises(DataError, match="row 2, column 'messages': the list of messages is empty"):
         write(tmp_path, bad, tiny_base, "bad.yaml")

@@ -196,6 +196,32 @@ REFUSED = [
     (BASE + "lora_task_type: SEQ_CLS\n", ":4: lora_task_type must be CAUSAL_LM for stage 'sft', found SEQ_CLS; leave"),
     (BASE + "fp16: true\nbf16: true\n", ":4: fp16 and bf16"),
     (BASE + "max_steps: 10\nwarmup_steps: 20\n", ":5: warmup_steps 20 is more than max_steps 10"),
+    (BASE + "max_steps: 2.5\n", ":4: max_steps must be a whole number, found 2.5"),
+    (BASE + "per_device_train_batch_size: -3\n", ":4: per_device_train_batch_size must be >= 1, found -3"),
+    (BASE + "learning_rate: .nan\n", ":4: learning_rate must be a number, found nan"),
+    (BASE + "learning_rate: 0\n", ":4: learning_rate must be > 0, found 0"),
+    (BASE + "lora_r: 0\n", ":4: lora_r must be >= 1, found 0"),
+    (BASE + "lora_alpha: .nan\n", ":4: lora_alpha must be a whole number, found nan"),
+    (BASE + "seed: 1\nseed: 1\n", ":5: 'seed' is written twice, first in line 4"),
+    (BASE + "max_bad_rows: -1\n", ":4: max_bad_rows must be >= 0, found -1"),
+    (BASE + "max_bad_rows: .inf\n", ":4: max_bad_rows must be a whole number, found inf"),
+    (BASE + "stages: []\nenv: {}\n", "stages must be a list of mappings"),
+    ("stages:\n  - " + BASE.replace("\n", "\n    ") + "env: {HF_ENDPOINT: x}\n", ":5: 'env' is refused"),
+    ("stages:\n  - " + BASE.replace("\n", "\n    ") + "hub_token: hf_x\n", ":5: 'hub_token' is refused"),
+    ("env: {LD_PRELOAD: x}\nstages:\n  - " + BASE.replace("\n", "\n    "), ":1: 'env' is refused"),
+    ("stages:\n  - " + BASE.replace("\n", "\n    ") + "trust_remote_code: true\n", ":5: 'trust_remote_code' is refused in a file"),
+    ("stages:\n  - " + BASE.replace("\n", "\n    ") + "output_dir: ../x\n", ":5: output_dir belongs at the top"),
+    ("stages:\n  - " + BASE.replace("\n", "\n    ") + "name: ../x\n", ":5: a stage's name is up to 96 letters"),
+    (BASE + "output_dir: ../x\n", ":4: output_dir may not have '..' in a file, found '../x'"),
+    (BASE + "output_dir: runs/../../x\n", ":4: output_dir may not have '..'"),
+    (BASE + "output_dir: '  '\n", ":4: output_dir must name a folder"),
+    (BASE + "output_dir: ~nobody/x\n", ":4: output_dir: there is no such user here, found '~nobody/x'"),
+    (BASE + f"output_dir: {'x' * 256}\n", ":4: output_dir is too long to be a path"),
+    (BASE + "start_from: ~nobody/x\n", ":4: start_from: there is no such user here"),
+    (BASE + 'start_from: "./\\0"\n', ":4: start_from has a NUL"),
+    (BASE + 'run_name: "\\ud83d"\n', ":4: run_name has half of a surrogate pair"),
+    (BASE + f"dataset_name: {'x' * 5000}\n", "'dataset_name' is written twice"),
+    (BASE.replace("rows.jsonl", "x" * 5000), ":3: dataset_name is too long to be a path"),
     (BASE + "packing: true\nmax_length: null\n", ":5: packing needs a max_length"),
     (BASE + "start_from: sft\n", ":4: start_from names 'sft', which does not come before"),
     (BASE + "start_from: nowhere\n", ":4: start_from names 'nowhere', which is no earlier stage"),
@@ -255,6 +281,12 @@ def test_refused(load, text, message):
 def test_flags_refused(load, words, error, message):
     with pytest.raises(error, match=re.escape(message)):
         load(PIPELINE, *words)
+
+
+def test_the_command_line_may_climb(load):
+    assert load(BASE, "--output_dir", "../x").output_dir == Path("../x")
+    assert load(BASE, output_dir="../x").output_dir == Path("../x")
+    assert load(BASE + "output_dir: ~/x\n").output_dir == Path("~/x").expanduser()
 
 
 def test_trust_on_the_command_line(load):

@@ -81,23 +81,24 @@ def spoken(
 
 
 def answered_messages(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Spoken], places: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Spoken]
 ) -> list[tuple[Ids, list[Ids]]]:
     """Tokens of each prompt, and of the answers to it.
 
     Args:
         tokenizer: the one whose template rendered them.
         conversations: rendered prompts and answers.
-        places: what messages call each of them.
 
     Raises:
-        DataError: for an answer that the tokenizer cannot tell from its prompt.
+        DataError: for the first answer that the tokenizer cannot tell from its prompt.
     """
+    if not conversations:
+        return []
     texts = [text for c in conversations for text in (c.prompt, *(c.prompt + a for a in c.answers))]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
     ids, encoder = iter(encoded["input_ids"]), Encoder(tokenizer)
     found = []
-    for (prompt, said, _), place in zip(conversations, places, strict=True):
+    for prompt, said, _ in conversations:
         before, answers = next(ids), list[Ids]()
         for index, answer in enumerate(said):
             whole = next(ids)
@@ -105,7 +106,7 @@ def answered_messages(
                 try:
                     whole = encoder.continued(before, prompt, answer)["input_ids"]
                 except DataError as error:
-                    raise DataError(f"{place}: answer {index + 1}: {error}") from error
+                    raise DataError(f"answer {index + 1}: {error}") from error
             answers.append(whole[len(before) :])
         found.append((before, answers))
     return found

@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from toolkit.data.bad_rows import BadRows
 from toolkit.data.columns import Row, kind_of, listed, table_of, with_place
 from toolkit.errors import DataError
 
 LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 READABLE = (*LINES, ".json", ".csv", ".tsv", ".parquet")
+ONE_A_LINE = 'expected one row a line, such as {"messages": […]}'
 COMPRESSED = (".zst", ".xz", ".bz2", ".zip", ".gz", ".7z", ".tar")
 
 
@@ -33,12 +35,13 @@ def suffix_of(path: Path) -> str:
     return max(known, key=len, default=path.suffix.lower())
 
 
-def read_file(path: Path, source: str) -> tuple[pa.Table, list[str]]:
+def read_file(path: Path, source: str, bad: BadRows | None = None) -> tuple[pa.Table, list[str]]:
     """Every row of one file.
 
     Args:
         path: the file; its suffix says how to read it.
         source: what messages call it.
+        bad: takes rows that cannot be read; without it, the first of them is an error.
 
     Returns:
         The rows with `source` and `row`, and what there is to say about them.
@@ -46,7 +49,7 @@ def read_file(path: Path, source: str) -> tuple[pa.Table, list[str]]:
     Raises:
         DataError: if the file is empty, of a kind that is not read, or broken; with its line.
     """
-    suffix, notes = suffix_of(path), list[str]()
+    suffix, notes, bad = suffix_of(path), list[str](), bad or BadRows()
     if suffix not in READABLE:
         unpack = ": unpack it first" if suffix in COMPRESSED else ""
         raise DataError(
@@ -55,20 +58,20 @@ def read_file(path: Path, source: str) -> tuple[pa.Table, list[str]]:
         )
     try:
         if path.stat().st_size == 0:
-            raise DataError(f"{source}: the file is empty")
+            raise DataError(f"{source}: the file is empty; {ONE_A_LINE}")
         if suffix == ".parquet":
             table = _parquet(path, source)
         elif suffix in LINES or (suffix == ".json" and _is_lines(path, source)):
-            table = table_of(_json_lines(path, source, notes), source)
+            table = table_of(_json_lines(path, source, notes, bad), source)
         elif suffix == ".json":
-            table = table_of(_json_document(path, source), source)
+            table = table_of(_json_document(path, source, bad), source)
         else:
             delimiter = "\t" if suffix == ".tsv" else ","
-            table = table_of(_separated(path, source, delimiter, notes), source)
+            table = table_of(_separated(path, source, delimiter, notes, bad), source)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
     if not len(table):
-        raise DataError(f"{source}: the file has no rows")
+        raise DataError(f"{source}: the file has no rows; {ONE_A_LINE}")
     return table, notes
 
 
@@ -100,11 +103,11 @@ def _fail(source: str, number: int, what: str) -> NoReturn:
     raise DataError(f"{source}, row {number}: {what}")
 
 
-def _text_lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file, numbered; the mark that some editors put at its start is left out.
+def _byte_lines(path: Path, source: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, numbered; the mark that some editors put at its start is left out.
 
     Raises:
-        DataError: if it has another encoding; the message names it and the line.
+        DataError: if it is UTF-16 or UTF-32, or its compression is broken.
     """
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     with opener(path, "rb") as stream:
@@ -115,13 +118,30 @@ def _text_lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
                     if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in raw[:4]:
                         _fail(source, 1, "the file is UTF-16 or UTF-32; save it as UTF-8")
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield number, raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = f"0x{error.object[error.start]:02x}"
-            what = f"byte {byte} is not UTF-8 (perhaps Latin-1 or Windows-1252); save it as UTF-8"
-            raise DataError(f"{source}, row {number}: {what}") from error
+                yield number, raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{source}, row {number + 1}: the gzip stream is broken") from error
+            what = "the gzip stream is broken; compress the file again"
+            raise DataError(f"{source}, row {number + 1}: {what}") from error
+
+
+def _decoded(raw: bytes, source: str, number: int) -> str:
+    """A line of UTF-8.
+
+    Raises:
+        DataError: if it has another encoding; the message names the byte and the line.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"0x{error.object[error.start]:02x}"
+        what = f"byte {byte} is not UTF-8 (perhaps Latin-1 or Windows-1252); save it as UTF-8"
+        raise DataError(f"{source}, row {number}: {what}") from error
+
+
+def _text_lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file, numbered."""
+    for number, raw in _byte_lines(path, source):
+        yield number, _decoded(raw, source, number)
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -179,20 +199,30 @@ def _parsed(text: str, source: str, number: int, *, unit: str = "row") -> Any:
     return value
 
 
-def _json_lines(path: Path, source: str, notes: list[str]) -> Iterator[Row]:
+def _json_lines(path: Path, source: str, notes: list[str], bad: BadRows) -> Iterator[Row]:
     blank = 0
-    for number, text in _text_lines(path, source):
-        if not text.strip():
+    for number, raw in _byte_lines(path, source):
+        if not raw.strip():
             blank += 1
             continue
-        if text.strip() in {"[", "{"}:
+        if raw.strip() in {b"[", b"{"}:
             _fail(source, number, "one JSON document over several lines; name the file .json")
-        value = _parsed(text, source, number)
-        if not isinstance(value, dict):
-            what = kind_of(value)
-            _fail(source, number, f"expected an object, {{…}}, on each line, found {what}")
-        yield number, value
+        try:
+            row = _object(_decoded(raw, source, number), source, number)
+        except DataError as error:
+            bad.add(source, number, str(error))
+            continue
+        yield number, row
     _note_blank(blank, source, notes)
+
+
+def _object(text: str, source: str, number: int) -> dict[str, Any]:
+    """The object that a line holds."""
+    value = _parsed(text, source, number)
+    if not isinstance(value, dict):
+        what = kind_of(value)
+        _fail(source, number, f"expected an object, {{…}}, on each line, found {what}")
+    return value
 
 
 def _note_blank(blank: int, source: str, notes: list[str]) -> None:
@@ -207,7 +237,7 @@ def _is_lines(path: Path, source: str) -> bool:
     return len(first) == 2 and all(text.startswith("{") for text in first) and first[0][-1] == "}"
 
 
-def _json_document(path: Path, source: str) -> Iterator[Row]:
+def _json_document(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
     text = "".join(line for _, line in _text_lines(path, source))
     if not text.strip():
         return
@@ -224,12 +254,16 @@ def _json_document(path: Path, source: str) -> Iterator[Row]:
     if not isinstance(value, list):
         raise DataError(f"{source}: expected a list of objects, found {kind_of(value)}")
     for number, row in enumerate(value, 1):
-        if not isinstance(row, dict):
-            _fail(source, number, f"expected an object, found {kind_of(row)}")
-        yield number, row
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            what = f"expected an object, found {kind_of(row)}"
+            bad.add(source, number, f"{source}, row {number}: {what}")
 
 
-def _separated(path: Path, source: str, delimiter: str, notes: list[str]) -> Iterator[Row]:
+def _separated(
+    path: Path, source: str, delimiter: str, notes: list[str], bad: BadRows
+) -> Iterator[Row]:
     """Rows of a CSV or TSV file with a header; every cell is text, as it stands."""
     csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 KiB
     lines = (line for _, line in _text_lines(path, source))
@@ -245,7 +279,8 @@ def _separated(path: Path, source: str, delimiter: str, notes: list[str]) -> Ite
                 if len(set(header)) < len(header) or "" in header:
                     _fail(source, start, f"the header needs distinct names, found {header}")
             elif len(cells) != len(header):
-                _fail(source, start, f"expected {len(header)} cells, found {len(cells)}")
+                what = f"expected {len(header)} cells, found {len(cells)}"
+                bad.add(source, start, f"{source}, row {start}: {what}")
             else:
                 yield start, dict(zip(header, cells, strict=True))
     except csv.Error as error:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
 
 from toolkit.data import preferences, prompts, supervised
+from toolkit.data.bad_rows import BROKEN, BadRows
 from toolkit.data.columns import OWN, PLACE, exact_columns, json_array, listed, with_own, with_place
 from toolkit.data.plans import FIELDS, TOOLS, Plan
 from toolkit.data.rules import BrokenRule, tools_of
@@ -48,7 +49,12 @@ PURPOSES = {
 
 
 def to_standard(
-    dataset: Dataset, *, origin: str, text_field: str | None = None, purpose: str = "sft"
+    dataset: Dataset,
+    *,
+    origin: str,
+    text_field: str | None = None,
+    purpose: str = "sft",
+    bad: BadRows | None = None,
 ) -> tuple[Dataset, str, list[str]]:
     """The rows in a standard form, each of them checked.
 
@@ -58,6 +64,7 @@ def to_standard(
         text_field: the column to train on as text, unless there are messages or prompts.
         purpose: "sft" for `messages`, `prompt`+`completion` or `text`; "preference" for ranked
             answers; "prompt" for `prompt` and all other columns as they are.
+        bad: takes rows that break a rule; without it, the first of them is an error.
 
     Returns:
         The rows with the columns of their form (see `FIELDS`), `tools` where given, `dataset`,
@@ -76,16 +83,18 @@ def to_standard(
         raise DataError(f"{origin}: {wanted.missing(columns, text_field)}")
     plan = plans[0]
     read = [name for name in columns if any(name in (*p.needed, *p.optional) for p in plans)]
-    features = _features(dataset, plan)
+    features, bad = _features(dataset, plan), bad or BadRows()
     carried = _carried(columns, wanted, features)
     dataset = dataset.select_columns([*dict.fromkeys([*read, *carried]), *PLACE])
     features |= {name: dataset.features[name] for name in carried}
+    given = {"plans": plans, "kinds": features, "carried": carried, "origin": origin}
+    given["stops"] = bad.stops_at_first
     standard = dataset.with_format("arrow").map(
         _convert,
         batched=True,
         remove_columns=dataset.column_names,
         features=Features(features),
-        fn_kwargs={"plans": plans, "kinds": features, "carried": carried, "origin": origin},
+        fn_kwargs=given,
         new_fingerprint=_fingerprint(dataset, plan, features, origin),
         desc="reading rows",
     )
@@ -97,7 +106,7 @@ def to_standard(
     used = {*plan.needed, *plan.optional, *carried} - ({TOOLS} - features.keys())
     if unused := [name for name in columns if name not in used]:
         notes.append(f"{origin}: not used: {listed(unused)}")
-    return standard.with_format(None), plan.format, notes
+    return bad.taken_from(standard.with_format(None)), plan.format, notes
 
 
 def _carried(columns: list[str], purpose: Purpose, features: Mapping[str, Any]) -> list[str]:
@@ -120,6 +129,7 @@ def _features(dataset: Dataset, plan: Plan) -> dict[str, Any]:
         "dataset": Value("string"),
         "source": Value("string"),
         "row": Value("int64"),
+        BROKEN: Value("string"),
     }
 
 
@@ -138,49 +148,70 @@ def code_digest() -> str:
 
 
 def _convert(
-    table: pa.Table, plans: list[Plan], kinds: dict[str, Any], carried: list[str], origin: str
+    table: pa.Table,
+    plans: list[Plan],
+    kinds: dict[str, Any],
+    carried: list[str],
+    origin: str,
+    stops: bool,
 ) -> pa.Table:
-    plan = plans[0]
+    """Some rows in the standard form; what is wrong with one stands in `BROKEN`, or is raised."""
     read = dict.fromkeys(name for each in plans for name in (*each.needed, *each.optional))
     batch = exact_columns(table.select([*read, *PLACE]))
     found: dict[str, list[Any]] = {name: [] for name in kinds if name not in carried}
+    unreadable = _unreadable(table, {name: kinds[name] for name in carried})
     for index in range(len(table)):
         row = {name: values[index] for name, values in batch.items()}
+        place, broken, standard = f"{row['source']}, row {row['row']}", unreadable.get(index), {}
         try:
-            standard = _read(row, plans)
-            if TOOLS in found:
-                standard[TOOLS] = tools_of(row[TOOLS], TOOLS)
-            for name in FIELDS[plan.format]:
-                _check_kind(name, standard[name], kinds[name])
+            if broken is not None:
+                raise broken
+            standard = _standard(row, plans, kinds)
         except BrokenRule as error:
-            raise DataError(f"{row['source']}, row {row['row']}, {error}") from error
+            if stops:
+                BadRows().add(row["source"], row["row"], f"{place}, {error}")
+            standard = {BROKEN: str(error)}
         standard |= {"dataset": origin, "source": row["source"], "row": row["row"]}
         for name, values in found.items():
-            values.append(standard[name])
+            values.append(standard.get(name))
     columns = {
         name: json_array(values)
         if isinstance(kinds[name], Json)
         else pa.array(values, kinds[name].pa_type)
         for name, values in found.items()
     }
-    for name in carried:
-        if isinstance(kinds[name], Json):
-            _check_readable(table, name, kinds[name])
     return pa.table(columns | {name: table.column(name) for name in carried})
 
 
-def _check_readable(table: pa.Table, name: str, kind: Json) -> None:
-    """Check that `datasets` can read a column of JSON again; its parser refuses large numbers."""
-    for index, text in enumerate(table.column(name).to_pylist()):
-        if text is not None and LONG_NUMBER.search(text):
-            try:
-                kind.decode_example(text)
-            except ValueError as error:
-                source, row = (table.column(place)[index].as_py() for place in PLACE)
-                raise DataError(
-                    f"{source}, row {row}, column {name!r}: a number that datasets cannot read "
-                    f"({error}); write it as text"
-                ) from error
+def _standard(
+    row: Mapping[str, Any], plans: Sequence[Plan], kinds: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One row in the standard form.
+
+    Raises:
+        BrokenRule: if it breaks a rule.
+    """
+    standard = _read(row, plans)
+    if TOOLS in kinds and TOOLS in plans[0].optional:
+        standard[TOOLS] = tools_of(row[TOOLS], TOOLS)
+    for name in FIELDS[plans[0].format]:
+        _check_kind(name, standard[name], kinds[name])
+    return standard
+
+
+def _unreadable(table: pa.Table, kinds: Mapping[str, Any]) -> dict[int, BrokenRule]:
+    """What `datasets` cannot read again of columns of JSON: its parser refuses large numbers."""
+    found: dict[int, BrokenRule] = {}
+    for name, kind in kinds.items():
+        texts = table.column(name).to_pylist() if isinstance(kind, Json) else ()
+        for index, text in enumerate(texts):
+            if text is not None and LONG_NUMBER.search(text):
+                try:
+                    kind.decode_example(text)
+                except ValueError as error:
+                    what = f"a number that datasets cannot read ({error}); write it as text"
+                    found[index] = BrokenRule(name, what)
+    return found
 
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:

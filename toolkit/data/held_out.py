@@ -1,7 +1,9 @@
 """Rows that are held out of training, and what of them is trained all the same."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from toolkit.errors import DataError
 
 BY_PROMPT = ("ranked", "prompt")
 """The forms of which a prompt is held out with all its rows."""
+NAMED = 5  # how many rows a warning names
 
 
 def split_off(rows: Dataset, size: float, *, form: str, seed: int) -> tuple[Dataset, Dataset, str]:
@@ -65,18 +68,44 @@ def _drawn(total: int, size: float, seed: int, unit: str) -> np.ndarray:
 
 
 def leaked(train: Dataset, held_out: Dataset, form: str) -> list[str]:
-    """A warning if rows that are held out, or their prompts, are also trained."""
-    columns = ["prompt"] if form in BY_PROMPT else FIELDS[form]
-    trained = set(_digests(train, columns))
-    both = sum(digest in trained for digest in _digests(held_out, columns))
-    if not both:
-        return []
-    what = "have a prompt that is trained too" if form in BY_PROMPT else "are training rows too"
-    return [f"warning: {both:,} of the {len(held_out):,} held-out rows {what}"]
+    """Warnings if rows that are held out, or their prompts, are also trained; the first are named."""
+    rows: dict[str, list[str]] = {}
+    if form not in BY_PROMPT:
+        rows["are training rows too"] = _on_both_sides(train, held_out, FIELDS[form])
+    if form != "text":
+        found = _on_both_sides(train, held_out, FIELDS[form][:1], asked=form == "messages")
+        known = {place for places in rows.values() for place in places}
+        rows["have a prompt that is trained too"] = [each for each in found if each not in known]
+    return [
+        f"warning: {len(places):,} of the {len(held_out):,} held-out rows {what} "
+        f"({', '.join(places[:NAMED])}{', …' * (len(places) > NAMED)})"
+        for what, places in rows.items()
+        if places
+    ]
 
 
-def _digests(rows: Dataset, columns: Sequence[str]) -> Iterator[bytes]:
+def _on_both_sides(
+    train: Dataset, held_out: Dataset, columns: Sequence[str], *, asked: bool = False
+) -> list[str]:
+    """The places of the held-out rows that have in these columns what a training row has."""
+    trained = set(_digests(train, columns, asked=asked))
+    places = zip(held_out["source"], held_out["row"], strict=True)
+    digests = _digests(held_out, columns, asked=asked)
+    found = zip(places, digests, strict=True)
+    return [f"{Path(source).name}:{row}" for (source, row), each in found if each in trained]
+
+
+def _digests(rows: Dataset, columns: Sequence[str], *, asked: bool = False) -> Iterator[bytes]:
+    """A digest of each row; where `asked`, of what comes before the last turn of the assistant's."""
     table: Any
     for table in rows.select_columns(list(columns)).with_format("arrow").iter(1000):
-        for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        values = [column.to_pylist() for column in table.columns]
+        if asked:
+            values = [[_before_last_answer(json.loads(text)) for text in values[0]]]
+        for row in zip(*values, strict=True):
             yield hashlib.blake2b(repr(row).encode(), digest_size=12).digest()
+
+
+def _before_last_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    at = max(index for index, one in enumerate(messages) if one["role"] == "assistant")
+    return messages[:at]

@@ -16,8 +16,10 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.data.chat_answers import Ids, answered_messages, answered_texts, spoken
+from toolkit.data.bad_rows import BROKEN, BadRows
+from toolkit.data.chat_answers import Ids, Spoken, answered_messages, answered_texts, spoken
 from toolkit.data.columns import exact_columns
+from toolkit.data.control_tokens import check_spoken
 from toolkit.data.pair_report import PairReport, pair_report, why_no_pair
 from toolkit.data.plans import TOOLS, is_conversational
 from toolkit.data.rules import says_something
@@ -34,6 +36,7 @@ KINDS = {
     "row": Value("int64"),
     "prompt_key": Value("string"),
     "left_out": Value("string"),
+    BROKEN: Value("string"),
     **{name: Value("int64") for name in ("first", *ONCE, *LENGTHS)},
 }
 ROWS_AT_A_TIME = 250
@@ -62,6 +65,7 @@ def tokenize_pairs(
     *,
     max_length: int | None,
     num_proc: int | None = None,
+    bad: BadRows | None = None,
 ) -> Pairs:
     """Every two answers of different rank, as token ids.
 
@@ -71,6 +75,8 @@ def tokenize_pairs(
         max_length: a pair with more tokens on one side, prompt included, is left out as TRL does;
             none is cut. None to keep all.
         num_proc: processes that share the work; the result does not depend on it.
+        bad: takes rows of an answer whose tokens cannot be exact; without it, the first of them is
+            an error.
 
     Returns:
         The pairs in the order of their rows. What makes no pair is counted and named in the report.
@@ -79,6 +85,8 @@ def tokenize_pairs(
         DataError: for an answer whose tokens cannot be exact, with its file and row, and if no pair
             would be left.
     """
+    bad = bad or BadRows()
+    given = {"tokenizer": tokenizer, "is_chat": is_conversational(rows, "ranked")}
     found = rows.with_format("arrow").map(
         _encode,
         batched=True,
@@ -86,17 +94,18 @@ def tokenize_pairs(
         num_proc=num_proc,
         remove_columns=rows.column_names,
         features=Features(KINDS),
-        fn_kwargs={"tokenizer": tokenizer, "is_chat": is_conversational(rows, "ranked")},
+        fn_kwargs={**given, "stops": bad.stops_at_first},
         new_fingerprint=token_fingerprint(rows, tokenizer, "pairs"),
         desc="tokenizing",
     )
-    counts = _counts(found.with_format(None), max_length)
+    found = bad.taken_from(found.with_format(None))
+    counts = _counts(found, max_length)
     report = pair_report(counts, max_length=max_length)
     kept = counts["kept"]
     if not kept.any():
         raise DataError(why_no_pair(counts, report))
-    found = found.with_format(None).remove_columns(
-        [name for name in KINDS if name not in (*SIDES, "source", "row")]
+    found = found.remove_columns(
+        [name for name in found.column_names if name not in (*SIDES, "source", "row")]
     )
     weight, prompt_index = (pa.array(counts[name]) for name in ("weight", "prompt_index"))
     found = found.add_column("weight", weight)  # type: ignore[arg-type]
@@ -108,16 +117,23 @@ def tokenize_pairs(
 
 
 def _encode(
-    table: pa.Table, tokenizer: PreTrainedTokenizerBase, is_chat: bool
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, is_chat: bool, stops: bool
 ) -> dict[str, list[Any]]:
-    """The pairs of some rows, and for each row at least one entry that says what was counted."""
+    """The pairs of some rows, and for each row at least one entry that says what was counted.
+
+    What is wrong with a row stands in `BROKEN`, or is raised.
+    """
     batch = exact_columns(table)
     rows = [{k: values[at] for k, values in batch.items()} for at in range(len(table))]
     found: dict[str, list[Any]] = {name: [] for name in KINDS}
-    encoded, missing = (_chats if is_chat else _texts)(tokenizer, rows)
-    for row, (before, answers), lost in zip(rows, encoded, missing, strict=True):
+    for row, one in zip(rows, (_chats if is_chat else _texts)(tokenizer, rows), strict=True):
+        if isinstance(one, DataError) and stops:
+            BadRows().add(row["source"], row["row"], f"{row['source']}, row {row['row']}: {one}")
+        broken = str(one) if isinstance(one, DataError) else None
+        before, answers, lost = ([], [], []) if isinstance(one, DataError) else one
         pairs, tied, equal = _pairs_of(answers, row["ranks"])
         place = {"source": row["source"], "row": row["row"], "left_out": ", ".join(lost)}
+        place[BROKEN] = broken
         place["prompt_key"] = blake2b(
             np.array(before, np.int64).tobytes(), digest_size=12
         ).hexdigest()
@@ -134,30 +150,49 @@ def _encode(
     return found
 
 
-Encoded = tuple[list[tuple[Ids, list[Ids]]], list[list[str]]]
+Encoded = tuple[Ids, list[Ids], list[str]]  # prompt, answers, what the template leaves out
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> Encoded:
-    found = []
+def _texts(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> list[Any]:
+    """Each row as tokens, or why it cannot be."""
+    found: list[Encoded | DataError] = []
     for row in rows:
         try:
-            found.append(answered_texts(tokenizer, row["prompt"], row["answers"]))
+            found.append((*answered_texts(tokenizer, row["prompt"], row["answers"]), []))
         except DataError as error:
-            raise DataError(f"{row['source']}, row {row['row']}: {error}") from error
-    return found, [[] for _ in rows]
+            found.append(error)
+    return found
 
 
-def _chats(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> Encoded:
-    conversations = []
+def _chats(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> list[Any]:
+    """Each row as tokens, or why it cannot be."""
+    said: list[Spoken | DataError] = []
     for row in rows:
         try:
+            check_spoken(tokenizer, row["prompt"], row.get(TOOLS))
             answers = [messages[0] for messages in row["answers"]]
-            conversations.append(spoken(tokenizer, row["prompt"], answers, row.get(TOOLS)))
+            said.append(spoken(tokenizer, row["prompt"], answers, row.get(TOOLS)))
         except DataError as error:
-            raise DataError(f"{row['source']}, row {row['row']}: {error}") from error
-    places = [f"{row['source']}, row {row['row']}" for row in rows]
-    encoded = answered_messages(tokenizer, conversations, places)
-    return encoded, [conversation.left_out for conversation in conversations]
+            said.append(error)
+    whole = [one for one in said if isinstance(one, Spoken)]
+    try:
+        encoded: list[Any] = list(answered_messages(tokenizer, whole))
+    except DataError:  # one of them; all at once is faster
+        encoded = [_alone(tokenizer, one) for one in whole]
+    remaining = iter(encoded)
+    found: list[Encoded | DataError] = []
+    for one in said:
+        tokens = next(remaining) if isinstance(one, Spoken) else one
+        is_bad = isinstance(tokens, DataError)
+        found.append(tokens if is_bad else (*tokens, one.left_out))
+    return found
+
+
+def _alone(tokenizer: PreTrainedTokenizerBase, said: Spoken) -> Any:
+    try:
+        return answered_messages(tokenizer, [said])[0]
+    except DataError as error:
+        return error
 
 
 def _pairs_of(answers: list[Ids], ranks: list[float]) -> tuple[list[tuple[Ids, Ids]], int, int]:
@@ -180,7 +215,7 @@ def _is_said(answer: str | list[Mapping[str, Any]]) -> bool:
 
 def _counts(found: Dataset, max_length: int | None) -> dict[str, np.ndarray]:
     """What is known of each entry: which are kept, their prompt and their weight."""
-    names = [name for name in KINDS if name not in SIDES]
+    names = [name for name in KINDS if name not in (*SIDES, BROKEN)]
     table: Any = found.select_columns(names).with_format("arrow")[:]
     counts = {name: table.column(name).to_numpy() for name in names}
     longer = np.maximum(counts["chosen_length"], counts["rejected_length"])

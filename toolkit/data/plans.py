@@ -69,7 +69,16 @@ def is_conversational(rows: Dataset, form: str) -> bool:
 
 def plain(*names: str) -> Callable[[Dataset], bool]:
     """Says of a data set whether all these columns are text."""
-    return lambda rows: all(isinstance(rows.features[name], Value) for name in names)
+    return lambda rows: all(_is_plain(rows, name) for name in names)
+
+
+def _is_plain(rows: Dataset, name: str) -> bool:
+    """Whether a column is text, or mixed and text for the greater part: the others are bad rows."""
+    if not isinstance(rows.features[name], Json):
+        return isinstance(rows.features[name], Value)
+    table: Any = rows.select_columns([name]).with_format("arrow")[:]
+    first = [(text or "")[:1] for text in table.column(name).to_pylist()]
+    return first.count('"') > first.count("[")
 
 
 def asking(columns: Sequence[str]) -> tuple[str, tuple[str, ...], str, str] | None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from toolkit.data.columns import exact, kind_of, listed
 from toolkit.data.plans import TOOLS, Plan, asking, plain, question_of
 from toolkit.data.prompts import prompt_messages
-from toolkit.data.rules import BrokenRule, messages_of, parsed, text_of
+from toolkit.data.rules import BrokenRule, check_opening, messages_of, parsed, text_of
 
 PAIR = ("chosen", "rejected")
 RANKED = ("prompt", "answers", "ranks")
@@ -205,6 +205,7 @@ def _conversations(
                 f"message{'s' * (len(before) != 1)}, found {listed(roles)}: put into the prompt what "
                 "comes before the last turn",
             )
+    check_opening(before, "prompt")
     if before[-1]["role"] == "assistant":
         raise BrokenRule(
             next(iter(turns)), "two assistant turns in a row; make them one, or put a turn between"

@@ -7,7 +7,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.bad_rows import BadRows
 from toolkit.data.columns import exact_columns, kind_of, listed
+from toolkit.data.control_tokens import check_spoken
 from toolkit.data.plans import (
     CONVERSATIONS,
     SYSTEM,
@@ -17,7 +19,7 @@ from toolkit.data.plans import (
     plain,
     question_of,
 )
-from toolkit.data.rules import BrokenRule, messages_of, text_of
+from toolkit.data.rules import BrokenRule, check_opening, messages_of, text_of
 from toolkit.data.template_render import Template
 from toolkit.errors import DataError
 
@@ -58,37 +60,54 @@ def what_is_missing(columns: Sequence[str], text_field: str | None) -> str:
 
 
 def prompt_lengths(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, tools: Sequence[Any] | None = None
-) -> list[int]:
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tools: Sequence[Any] | None = None,
+    bad: BadRows | None = None,
+) -> tuple[Dataset, list[int]]:
     """How many tokens each prompt has, rendered as TRL's GRPOTrainer renders it.
 
     Args:
         rows: of the form "prompt" or "ranked".
         tokenizer: with a chat template if the prompts are messages.
         tools: as `apply_chat_template` takes them.
+        bad: takes rows of a prompt that cannot be asked; without it, the first is an error.
 
     Returns:
-        Tokens of each row's prompt, the generation prompt included.
+        The rows that can be asked, and the tokens of each one's prompt, the generation prompt
+        included.
 
     Raises:
-        DataError: for a prompt that the template cannot render, with its file and row.
+        DataError: for a prompt that has control tokens or that the template cannot render, with its
+            file and row.
     """
-    is_chat, template = is_conversational(rows, "prompt"), Template(tokenizer)
+    is_chat, template, bad = (
+        is_conversational(rows, "prompt"),
+        Template(tokenizer),
+        bad or BadRows(),
+    )
     found: list[int] = []
+    kept: list[int] = []
+    at = 0
     table: Any
     for table in rows.select_columns(["prompt", "source", "row"]).with_format("arrow").iter(1000):
         batch = exact_columns(table)
-        texts = batch["prompt"]
-        if is_chat:
-            texts = []
-            for prompt, source, row in zip(*batch.values(), strict=True):
-                try:
-                    texts += template.render([prompt], tools, prompt=True)
-                except DataError as error:
-                    raise DataError(f"{source}, row {row}: {error}") from error
+        texts = list[str]()
+        for prompt, source, row in zip(*batch.values(), strict=True):
+            try:
+                if is_chat:
+                    check_spoken(tokenizer, prompt, tools)
+                texts += template.render([prompt], tools, prompt=True) if is_chat else [prompt]
+                kept.append(at)
+            except DataError as error:
+                bad.add(source, row, f"{source}, row {row}: {error}")
+            at += 1
         ids = tokenizer(texts, add_special_tokens=not is_chat, return_attention_mask=False)
-        found += map(len, ids["input_ids"])
-    return found
+        found += map(len, ids["input_ids"]) if texts else ()
+    if not kept:
+        raise DataError(f"no prompt can be asked: {'; '.join(bad.found[:1])}")
+    return (rows if len(kept) == len(rows) else rows.select(kept)), found
 
 
 def prompt_messages(value: Any, column: str) -> list[dict[str, Any]]:
@@ -100,6 +119,7 @@ def prompt_messages(value: Any, column: str) -> list[dict[str, Any]]:
     if not isinstance(value, str | list):
         raise BrokenRule(column, f"expected text or a list of messages, found {kind_of(value)}")
     messages = messages_of(value, column)
+    check_opening(messages, column)
     if messages[-1]["role"] == "assistant":
         raise BrokenRule(
             f"{column}[{len(messages) - 1}]",

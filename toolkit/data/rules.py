@@ -73,19 +73,38 @@ def messages_of(
         if "role" not in kept and "from" in kept:
             kept = _from_sharegpt(kept, place)
         found.append(_checked(kept, place))
+        if [m["role"] for m in [*earlier[-1:], *found][-2:]] == ["user", "user"]:
+            what = "two user turns in a row; make them one, or put the assistant's between"
+            raise BrokenRule(place, what)
         if found[-1]["role"] in {"tool", "ipython"}:
             _check_called([*earlier, *found], place)
     return found
 
 
-def check_answers(messages: list[dict[str, Any]], column: str) -> None:
-    """Check that the assistant says something; a conversation without its turns is counted later.
+def check_opening(messages: list[dict[str, Any]], column: str) -> None:
+    """Check that somebody speaks before the assistant does.
 
     Raises:
-        BrokenRule: if every turn of the assistant's is empty.
+        BrokenRule: if the first turn is the assistant's.
+    """
+    if messages[0]["role"] == "assistant":
+        raise BrokenRule(
+            f"{column}[0]",
+            "the assistant's turn comes first, and at inference a prompt precedes it: put a system "
+            "or user message before it",
+        )
+
+
+def check_answers(messages: list[dict[str, Any]], column: str) -> None:
+    """Check that the assistant says something.
+
+    Raises:
+        BrokenRule: if it has no turn, or every turn of it is empty.
     """
     turns = [message for message in messages if message["role"] == "assistant"]
-    if turns and not any(says_something(turn) for turn in turns):
+    if not turns:
+        raise BrokenRule(column, "no assistant turn, so nothing to train; found no role assistant")
+    if not any(says_something(turn) for turn in turns):
         raise BrokenRule(column, "every assistant turn is empty, so nothing to train")
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from toolkit.errors import DataError
+
 NAMED_ROWS = 5  # how many rows a report names
+MOST_STOPS_LOST = 0.05  # a model that seldom sees an end does not learn to end
 KEEP_START, KEEP_END = "keep_start", "keep_end"  # TRL's values of truncation_mode
 
 
@@ -24,7 +27,6 @@ class SequenceReport:
         rows_split: rows that became one sequence per assistant turn.
         rows_cut: rows with a sequence over `max_length`.
         rows_stop_lost: rows that are trained without their last trained token, the stop token.
-        rows_unanswered: rows without an assistant turn, which are not trained.
         rows_overlong: rows whose trained tokens were all cut off, which are not trained.
         turns_lost: sequences of other rows whose trained tokens were all cut off.
         rows_single: rows of which one token only is trained.
@@ -33,6 +35,8 @@ class SequenceReport:
         rows_start_lost: rows that are trained without their first trained token.
         rows_left_out: rows of which the chat template leaves something out.
         left_out: what that is, such as "developer messages".
+        stops_kept_at: the smallest `max_length` at which no more than a twentieth of the sequences
+            lose their last trained token.
     """
 
     mode: str
@@ -45,7 +49,6 @@ class SequenceReport:
     rows_split: int
     rows_cut: int
     rows_stop_lost: int
-    rows_unanswered: int
     rows_overlong: int
     turns_lost: int
     rows_single: int
@@ -54,11 +57,17 @@ class SequenceReport:
     rows_start_lost: int = 0
     rows_left_out: int = 0
     left_out: list[str] = field(default_factory=list)
+    stops_kept_at: int = 0
 
     @property
     def rows_lost(self) -> int:
         """Rows that are not trained."""
-        return self.rows_unanswered + self.rows_overlong
+        return self.rows_overlong
+
+    @property
+    def stops_lost(self) -> float:
+        """The share of the rows whose stop token is cut off, with the whole answer or without."""
+        return (self.rows_stop_lost + self.rows_overlong) / max(1, self.rows)
 
     def lines(self) -> list[str]:
         """The report in words: what is trained, then one line for everything that was changed."""
@@ -78,7 +87,6 @@ class SequenceReport:
             "rows_split": "split, one sequence per assistant turn: the template renders earlier "
             "turns otherwise than when they were generated",
             "rows_cut": cut,
-            "rows_unanswered": "lost, not trained: no assistant turn",
             "rows_overlong": "lost, not trained: no trained token within max_length "
             f"{self.max_length}",
             "turns_lost": f"lost, not trained: what {'follows' if is_end else 'precedes'} fills "
@@ -138,8 +146,7 @@ def report_of(
         "rows_cut": per_row(counts["length"] > limit) > 0,
         "rows_stop_lost": per_row((kept > 0) & stop_cut) > 0,
         "rows_start_lost": per_row((kept > 0) & start_cut) > 0,
-        "rows_unanswered": is_lost & (per_row(counts["trained"]) == 0),
-        "rows_overlong": is_lost & (per_row(counts["trained"]) > 0),
+        "rows_overlong": is_lost,
         "rows_single": row_kept == 1,
         "rows_left_out": per_row(counts["left_out"] != "") > 0,
     }
@@ -151,6 +158,7 @@ def report_of(
         max_length=max_length,
         truncation_mode=truncation_mode,
         left_out=list(dict.fromkeys(missing)),
+        stops_kept_at=_stops_kept_at(counts),
         rows=len(begins),
         sequences=int((kept > 0).sum()),
         tokens=int(length[kept > 0].sum()),
@@ -158,6 +166,30 @@ def report_of(
         longest=int(counts["length"].max(initial=0)),
         named={k: [row_name(int(at)) for at in found[:NAMED_ROWS]] for k, found in places.items()},
         **{name: len(found) for name, found in places.items()},
+    )
+
+
+def _stops_kept_at(counts: Mapping[str, np.ndarray]) -> int:
+    needed = np.sort(counts["last_trained"][counts["trained"] > 0]) + 1
+    return int(needed[int(np.ceil(len(needed) * (1 - MOST_STOPS_LOST))) - 1]) if len(needed) else 0
+
+
+def check_stops(report: SequenceReport) -> None:
+    """Refuse to train on rows of which many have lost their end.
+
+    Raises:
+        DataError: naming how many, the first of them, and the `max_length` that would do.
+    """
+    if report.stops_lost <= MOST_STOPS_LOST:
+        return
+    lost = report.rows_stop_lost + report.rows_overlong
+    rows = [*report.named["rows_stop_lost"], *report.named["rows_overlong"]][:NAMED_ROWS]
+    keep_end = ", or set truncation_mode: keep_end" * (report.truncation_mode == KEEP_START)
+    raise DataError(
+        f"max_length {report.max_length}: {lost:,} of {report.rows:,} rows ({report.stops_lost:.0%}; "
+        f"{'row' if len(rows) == 1 else 'rows'} {', '.join(rows)}{', …' * (lost > len(rows))}) lose "
+        f"their stop token, more than {MOST_STOPS_LOST:.0%}, and the model would not learn to end: "
+        f"raise max_length to {report.stops_kept_at:,}{keep_end}, or take the longest rows out"
     )
 
 

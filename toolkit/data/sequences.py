@@ -13,10 +13,12 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.data.bad_rows import BROKEN, BadRows
 from toolkit.data.chat import completion_sequences, read_conversation, text_sequence
 from toolkit.data.chat_kept import left_out
 from toolkit.data.chat_tokens import IGNORED, Encoder
 from toolkit.data.columns import PLACE, exact_columns
+from toolkit.data.control_tokens import check_spoken
 from toolkit.data.formats import TOOLS, code_digest
 from toolkit.data.sequence_report import KEEP_END, KEEP_START, SequenceReport, report_of
 from toolkit.data.template_render import Template
@@ -30,8 +32,10 @@ KINDS = {
     "source": Value("string"),
     "row": Value("int64"),
     "left_out": Value("string"),
+    BROKEN: Value("string"),
     **{name: Value("int64") for name in COUNTED},
 }
+EMPTY: dict[str, list[int]] = {"input_ids": [], "labels": []}
 MODES = {"messages": "the assistant's turns", "prompt_completion": "the completion"}
 
 
@@ -87,6 +91,7 @@ def tokenize(
     dataset_text_field: str = "text",
     num_proc: int | None = None,
     truncation_mode: str = KEEP_START,
+    bad: BadRows | None = None,
 ) -> Sequences:
     """Token ids and labels of checked rows.
 
@@ -100,6 +105,7 @@ def tokenize(
         dataset_text_field: the column of `text` rows, if not `text`.
         num_proc: processes that share the work; the result does not depend on it.
         truncation_mode: TRL's key: "keep_start" cuts the end off, "keep_end" the beginning.
+        bad: takes rows whose mask cannot be exact; without it, the first of them is an error.
 
     Returns:
         The sequences in the order of their rows. One without a trained token after the cut is left
@@ -114,7 +120,7 @@ def tokenize(
         "prompt_completion": completion_only_loss is False,
     }
     text_field = dataset_text_field if dataset_text_field in rows.column_names else "text"
-    is_whole = whole.get(format, False)
+    is_whole, bad = whole.get(format, False), bad or BadRows()
     options = Options(format, is_whole, max_length, text_field, truncation_mode)
     found = rows.with_format("arrow").map(
         _encode,
@@ -123,53 +129,64 @@ def tokenize(
         num_proc=num_proc,
         remove_columns=rows.column_names,
         features=Features(KINDS),
-        fn_kwargs={"tokenizer": tokenizer, "options": options},
+        fn_kwargs={"tokenizer": tokenizer, "options": options, "stops": bad.stops_at_first},
         new_fingerprint=token_fingerprint(rows, tokenizer, options),
         desc="tokenizing",
     )
-    found = found.with_format(None)
+    found = bad.taken_from(found.with_format(None))
     counts, reports = _reports(found, options)
     if not counts["kept"].any():
         raise DataError(_why_nothing_is_left(found, counts, options))
-    if not counts["kept"].all():
-        found = found.select(np.flatnonzero(counts["kept"]))
-    whole_report = reports.pop("")
+    found = found.select(np.flatnonzero(counts["kept"]))
     unneeded = ["dataset", "left_out", *COUNTED]
-    return Sequences(found.remove_columns(unneeded), whole_report, reports)
+    return Sequences(found.remove_columns(unneeded), reports.pop(""), reports)
 
 
 def _encode(
-    table: pa.Table, tokenizer: PreTrainedTokenizerBase, options: Options
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, options: Options, stops: bool
 ) -> dict[str, list[Any]]:
-    """The sequences of some rows, cut, with what the report counts."""
+    """The sequences of some rows, cut, with what the report counts.
+
+    What is wrong with a row stands in `BROKEN`, or is raised.
+    """
     batch = exact_columns(table)
     sequences_of = _sequencer(tokenizer, options)
     found: dict[str, list[Any]] = {name: [] for name in KINDS}
     for index in range(len(table)):
         row = {name: values[index] for name, values in batch.items()}
+        broken = None
         try:
             sequences, missing = sequences_of(row)
+            if any(len(sequence["input_ids"]) < 2 for sequence in sequences):
+                raise DataError("the row is one token only, and nothing comes before it")
         except DataError as error:
-            raise DataError(f"{row['source']}, row {row['row']}: {error}") from error
+            if stops:
+                place = f"{row['source']}, row {row['row']}"
+                BadRows().add(row["source"], row["row"], f"{place}: {error}")
+            sequences, missing, broken = [EMPTY], [], str(error)
+        told = {name: row.get(name) for name in ("dataset", *PLACE)}
+        told |= {"left_out": ", ".join(missing), BROKEN: broken}
         for part, sequence in enumerate(sequences):
-            ids, labels = sequence["input_ids"], sequence["labels"]
-            trained = [at for at, label in enumerate(labels) if label != IGNORED]
-            start, end = options.window(len(ids))
-            counted = {
-                "length": len(ids),
-                "part": part,
-                "first_trained": trained[0] if trained else len(ids),
-                "last_trained": trained[-1] if trained else -1,
-                "trained": len(trained),
-                "kept": bisect_left(trained, end) - bisect_left(trained, start),
-            }
-            place = {name: row.get(name) for name in ("dataset", *PLACE)}
-            place["left_out"] = ", ".join(missing)
-            for name, value in {**place, **counted}.items():
+            for name, value in (told | _counted(sequence, part, options)).items():
                 found[name].append(value)
-            found["input_ids"].append(ids[start:end])
-            found["labels"].append(labels[start:end])
     return found
+
+
+def _counted(sequence: Mapping[str, list[int]], part: int, options: Options) -> dict[str, Any]:
+    """A sequence, cut, with what the report counts of it."""
+    ids, labels = sequence["input_ids"], sequence["labels"]
+    trained = [at for at, label in enumerate(labels) if label != IGNORED]
+    start, end = options.window(len(ids))
+    return {
+        "length": len(ids),
+        "part": part,
+        "first_trained": trained[0] if trained else len(ids),
+        "last_trained": trained[-1] if trained else -1,
+        "trained": len(trained),
+        "kept": bisect_left(trained, end) - bisect_left(trained, start),
+        "input_ids": ids[start:end],
+        "labels": labels[start:end],
+    }
 
 
 # The sequences of a row, and what the chat template leaves out of it.
@@ -187,6 +204,7 @@ def _sequencer(tokenizer: PreTrainedTokenizerBase, options: Options) -> Sequence
         if isinstance(row.get("prompt"), str):
             return completion_sequences(tokenizer, row["prompt"], row["completion"]), []
         before, messages = _messages(row)
+        check_spoken(tokenizer, messages, row.get(TOOLS))
         reading = read_conversation(tokenizer, messages, row.get(TOOLS), before)
         return reading.sequences, reading.left_out()
 
@@ -211,7 +229,9 @@ def _whole_sequencer(tokenizer: PreTrainedTokenizerBase, options: Options) -> Se
             ids = sequence["input_ids"]
         else:
             tools = row.get(TOOLS)
-            conversation = template.normalise(_messages(row)[1], tools)
+            messages = _messages(row)[1]
+            check_spoken(tokenizer, messages, tools)
+            conversation = template.normalise(messages, tools)
             (text,) = template.render([conversation], tools)
             ids = encoder.ids(text)
             missing = left_out(template, conversation, tools, text, answers=True)
@@ -256,8 +276,6 @@ def _reports(
 
 
 def _why_nothing_is_left(found: Dataset, counts: Mapping[str, np.ndarray], options: Options) -> str:
-    if not counts["trained"].any():
-        return f"{found[0]['source']}: no row has an assistant turn, so there is nothing to train"
     which, place, number = "first", "", counts["first_trained"] + 1
     if options.truncation_mode == KEEP_END:
         which, place = "last", " from the end"

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from toolkit.data.bad_rows import BadRows
 from toolkit.data.columns import PLACE, listed, with_place
 from toolkit.data.files import read_objects
 from toolkit.data.formats import to_standard
@@ -31,14 +32,21 @@ class Rows:
         eval: what is held out, if anything.
         format: "messages", "prompt_completion" or "text"; "ranked" for preferences; "prompt".
         provenance: one entry per data set: its name, revision, split, rows and fingerprint.
-        notes: what was converted, skipped or held out.
+        said: what was converted, skipped or held out.
+        bad: rows that break a rule, of which those found later are told too.
     """
 
     train: Dataset
     eval: Dataset | None
     format: str
     provenance: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    bad: BadRows = field(default_factory=BadRows)
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say about the rows, the bad ones that were left out included."""
+        return [*self.said, *self.bad.lines()]
 
     @property
     def conversational(self) -> bool:
@@ -58,7 +66,7 @@ def load_rows(
     Preferences and prompts are held out by prompt: rows of one prompt stay on one side.
 
     Args:
-        recipe: `dataset_name` or `datasets`, their splits, `test_split_size`, `seed`.
+        recipe: `dataset_name` or `datasets`, their splits, `test_split_size`, `max_bad_rows`, `seed`.
         purpose: what the rows are for: "sft", "preference" or "prompt"; see `to_standard`.
         train_dataset: rows to use instead.
         eval_dataset: held-out rows to use instead.
@@ -87,7 +95,7 @@ def load_rows(
         train, held_out = _hold_out(recipe, reader, train, from_python=train_dataset is not None)
     if held_out is not None:
         reader.notes += leaked(train, held_out, reader.form)
-    return Rows(train, held_out, reader.form, reader.provenance, reader.notes)
+    return Rows(train, held_out, reader.form, reader.provenance, reader.notes, reader.bad)
 
 
 class _Reader:
@@ -100,6 +108,7 @@ class _Reader:
         self.first: tuple[str, str] | None = None  # the form in words, and what is called so
         self.provenance: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        self.bad = BadRows(recipe.get("max_bad_rows", 0))
 
     def named(self, split: str) -> Dataset:
         """One split of `dataset_name`."""
@@ -109,6 +118,7 @@ class _Reader:
             config=recipe["dataset_config"],
             split=split,
             revision=recipe.get("dataset_revision"),
+            bad=self.bad,
         )
         return self._standard(table, origin)
 
@@ -145,6 +155,7 @@ class _Reader:
                 split=entry.get("split", "train"),
                 data_dir=entry.get("data_dir"),
                 data_files=entry.get("data_files"),
+                bad=self.bad,
             )
             if entry.get("columns"):
                 table = _select_columns(table, entry["columns"], entry["path"])
@@ -185,7 +196,7 @@ class _Reader:
         if self.recipe.is_written("dataset_text_field"):
             text_field = self.recipe["dataset_text_field"]
         standard, self.form, notes = to_standard(
-            table, origin=name, text_field=text_field, purpose=self.purpose
+            table, origin=name, text_field=text_field, purpose=self.purpose, bad=self.bad
         )
         words = " and ".join(FIELDS[self.form])
         if "prompt" in FIELDS[self.form]:

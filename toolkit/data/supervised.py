@@ -5,7 +5,7 @@ from typing import Any
 
 from toolkit.data.columns import kind_of, listed
 from toolkit.data.plans import CONVERSATIONS, SYSTEM, TOOLS, Plan, asking, plain, question_of
-from toolkit.data.rules import BrokenRule, check_answers, messages_of, text_of
+from toolkit.data.rules import BrokenRule, check_answers, check_opening, messages_of, text_of
 
 ANSWERED = ("output", "response", "solution", "answer")
 
@@ -64,6 +64,7 @@ def _text_plan(column: str) -> Plan:
 def _read_messages(row: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     name = plan.needed[0]
     messages = messages_of(row[name], name)
+    check_opening(messages, name)
     check_answers(messages, name)
     column, system = plan.value(row, SYSTEM)
     if system and messages[0]["role"] != "system":
@@ -84,6 +85,7 @@ def _read_completion(row: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
             "completion": text_of(completion, "completion"),
         }
     before = messages_of(prompt, "prompt")
+    check_opening(before, "prompt")
     after = messages_of(completion, "completion", earlier=before)
     check_answers(after, "completion")
     return {"prompt": before, "completion": after}

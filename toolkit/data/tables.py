@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 
+from toolkit.data.bad_rows import BadRows
 from toolkit.data.columns import listed, united, with_place
 from toolkit.data.files import COMPRESSED, READABLE, read_file, suffix_of
 from toolkit.data.hub import HUB_ID, load_from_hub
@@ -39,6 +40,7 @@ def load_table(
     streaming: bool = False,
     data_dir: str | None = None,
     data_files: Any = None,
+    bad: BadRows | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """The rows of one data set as they stand, with two columns more: `source` and `row`.
 
@@ -50,6 +52,7 @@ def load_table(
         streaming: refused; rows are counted before training.
         data_dir: a folder below it.
         data_files: files below it, or with `json`, `csv` or `parquet` as name, the files to read.
+        bad: takes rows that cannot be read; without it, the first of them is an error.
 
     Returns:
         The rows, and where they come from: `dataset_name`, `revision`, `split`, `rows` and the
@@ -64,12 +67,12 @@ def load_table(
         raise DataError(f"{name}: streaming is not supported: rows are counted before training")
     origin: dict[str, Any] = {"dataset_name": name, "revision": None, "split": split}
     if name in BUILDERS and data_files is not None:
-        table, found = _read(name, _named(data_files, Path(data_dir or "")), split)
+        table, found = _read(name, _named(data_files, Path(data_dir or "")), split, bad)
     elif (path := _local_path(name)) is not None:
         if config is not None or revision is not None:
             key = "dataset_config" if config is not None else "dataset_revision"
             raise DataError(f"{name} is on this disk, so {key} has no meaning; leave it out")
-        table, found = _local(path / (data_dir or ""), name, split, data_files)
+        table, found = _local(path / (data_dir or ""), name, split, data_files, bad)
     else:
         where = {"data_dir": data_dir, "data_files": data_files}
         given = {key: value for key, value in where.items() if value is not None}
@@ -105,11 +108,13 @@ def _local_path(name: str) -> Path | None:
     raise DataError(f"no file or folder {whole}{hint}")
 
 
-def _local(path: Path, name: str, split: str, data_files: Any) -> tuple[Dataset, dict[str, Any]]:
+def _local(
+    path: Path, name: str, split: str, data_files: Any, bad: BadRows | None
+) -> tuple[Dataset, dict[str, Any]]:
     if data_files is not None:
-        return _read(name, _named(data_files, path), split)
+        return _read(name, _named(data_files, path), split, bad)
     if path.is_file():
-        return _read(name, {"train": [path]}, split)
+        return _read(name, {"train": [path]}, split, bad)
     if not path.is_dir():
         raise DataError(f"no folder {path.resolve()}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -119,7 +124,7 @@ def _local(path: Path, name: str, split: str, data_files: Any) -> tuple[Dataset,
         below = [item.name for item in sorted(path.iterdir()) if item.is_dir()]
         hint = f"; its folders are {listed(below)}: name one of them" if below else ""
         raise DataError(f"{path.resolve()}: the folder has no file of {', '.join(READABLE)}{hint}")
-    table, found = _read(name, files, split)
+    table, found = _read(name, files, split, bad)
     if unread:
         found["notes"].append(f"{name}: not read: {listed(unread)}")
     return table, found
@@ -177,7 +182,9 @@ def _named(data_files: Any, folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _read(name: str, files: Mapping[str, list[Path]], split: str) -> tuple[Dataset, dict[str, Any]]:
+def _read(
+    name: str, files: Mapping[str, list[Path]], split: str, bad: BadRows | None
+) -> tuple[Dataset, dict[str, Any]]:
     """Read the files of the splits that are asked for, and no others."""
     check_split(name, split, files)
     tables, notes, digests = {}, list[str](), list[str]()
@@ -185,7 +192,7 @@ def _read(name: str, files: Mapping[str, list[Path]], split: str) -> tuple[Datas
         parts = []
         for path in files[key]:
             is_named = str(path) == str(Path(name).expanduser())
-            table, found = read_file(path, name if is_named else str(path))
+            table, found = read_file(path, name if is_named else str(path), bad)
             parts.append(table)
             notes += found
             digests.append(_sha256(path))

@@ -64,7 +64,14 @@ TRUST = _own(
     False,
     "REPO@SHA: the one repository, at one 40-digit revision, whose code may run. Not in a file.",
 )
+BAD_ROWS = _own(
+    "max_bad_rows",
+    "int",
+    0,
+    "How many rows may be left out because they break a rule; they are counted and listed.",
+)
 TRAINING_KEYS = (
+    BAD_ROWS,
     _own(
         "global_batch_size",
         "int | None",
@@ -194,6 +201,7 @@ RANK_KEYS = (
     ),
     START_REVISION,
     _own("dataset_revision", "str | None", None, "The revision of dataset_name on the Hub."),
+    BAD_ROWS,
     *SAMPLING_KEYS,
 )
 

@@ -44,6 +44,7 @@ RANGES = {
     "lora_alpha": "(0, inf)",
     "lora_dropout": "[0, 1)",
     "max_length": "[2, inf)",
+    "max_bad_rows": "[0, inf)",
     "vocab_size": "[257, inf)",
     "pad_to_multiple_of": "[1, inf)",
     "test_split_size": "(0, 1) or [1, inf)",

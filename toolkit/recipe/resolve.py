@@ -15,6 +15,7 @@ from toolkit.recipe.keys import (
     did_you_mean,
     keys_of,
 )
+from toolkit.recipe.places import check_output_dir
 from toolkit.recipe.ranges import shown
 from toolkit.recipe.refused import refuse, refuse_nested
 from toolkit.recipe.renamed import NEIGHBOURS, Renamed, renamed
@@ -219,9 +220,10 @@ def _output_dir(keys: dict[str, Given], default: Path) -> Path:
     if given is None:
         return default
     value = convert(keys_of("sft")["output_dir"], given)
-    if value == "" or (value and "\0" in value):
-        raise RecipeError(f"{given.where}: output_dir must name a folder, found {shown(value)}")
-    return default if value is None else Path(value).expanduser()
+    if value is None:
+        return default
+    check_output_dir(value, given.where, from_file=given.origin == "file")
+    return Path(value).expanduser()
 
 
 def _check_stage_name(change: Change, names: Sequence[str]) -> None:

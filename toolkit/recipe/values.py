@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from toolkit.errors import RecipeError
 from toolkit.recipe.keys import Key, did_you_mean
+from toolkit.recipe.places import check_texts
 from toolkit.recipe.ranges import check_range, shown
 from toolkit.recipe.upstream import ENUMS, REQUIRED, fields_of
 from toolkit.recipe.yaml_file import parse_words, scalar
@@ -59,6 +60,7 @@ def convert(key: Key, given: Given) -> Any:
         hint = _hint(key, given.value)
         raise RecipeError(f"{given.where}: {key.name} must be {expected(key)}, found {found}{hint}")
     _check_choice(key, value, given.where)
+    check_texts(key.name, value, given.where)
     check_range(key.name, value, given.where)
     return value
 

@@ -49,7 +49,7 @@ def batch_arguments(recipe: StageRecipe) -> dict[str, int]:
         RecipeError: if the devices' batches do not divide it; the message names the nearest that
             they do.
     """
-    if not recipe.is_written("global_batch_size"):
+    if recipe["global_batch_size"] is None:
         return {}
     wanted, devices = int(recipe["global_batch_size"]), processes()
     where = recipe.where["global_batch_size"]
@@ -77,16 +77,20 @@ def batch_arguments(recipe: StageRecipe) -> dict[str, int]:
 
 
 @contextmanager
-def refusals(recipe: StageRecipe) -> Iterator[None]:
+def refusals(recipe: StageRecipe, *others: type[Exception]) -> Iterator[None]:
     """Turn what upstream refuses inside the block into one line that names the stage.
+
+    Args:
+        recipe: of the stage.
+        *others: what upstream raises there besides, where nothing but a key can be the cause.
 
     Raises:
         RecipeError: with upstream's own words.
     """
     try:
         yield
-    except (ValueError, TypeError, NotImplementedError) as error:
-        said = " ".join(str(error).split())
+    except (ValueError, TypeError, NotImplementedError, *others) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"stage {recipe.name!r}: {said} (--debug shows where)") from error
 
 
@@ -138,7 +142,7 @@ def build_arguments(
         "enable_jit_checkpoint": False,
     }
     arguments |= never_pushing(arguments)
-    with refusals(recipe):
+    with refusals(recipe, OSError, LookupError, AttributeError, AssertionError):
         built = config_class(**arguments)
     if processes() == 1 and built.n_gpu > 1:
         # One process would become nn.DataParallel, which TRL refuses; the launcher uses them all.

@@ -29,6 +29,7 @@ from toolkit.stages.proved import Saved
 from toolkit.stages.resuming import clean, found
 from toolkit.stages.terminal import ProgressLine, note
 from toolkit.stages.trackers import keep_private
+from toolkit.stages.warmup import WarmupFits
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
 PROBE_TOKENS = 64
@@ -46,6 +47,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
+    trainer.add_callback(WarmupFits(recipe))
     note_start(trainer)
     keep_private(trainer, recipe)
     pusher = pusher_of(trainer, recipe)

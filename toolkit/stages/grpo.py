@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Prompts:
         return {
             "base": {"name": name, "commit": commit_of(name, revision) if name else None},
             "data": self.rows.provenance,
+            "bad_rows": self.rows.bad.record(),
             "prompts": {"number": len(self.lengths), "longest": max(self.lengths)},
         }
 
@@ -221,7 +222,9 @@ def policy(
     tokenizer, change = chat_tokenizer(
         recipe, parent, processing_class or tokenizer_beside(model, parent), rows.conversational
     )
-    data = Prompts(rows, tokenizer, change, prompt_lengths(rows.train, tokenizer))
+    train, lengths = prompt_lengths(rows.train, tokenizer, bad=rows.bad)
+    held_out = rows.eval and prompt_lengths(rows.eval, tokenizer, bad=rows.bad)[0]
+    data = Prompts(replace(rows, train=train, eval=held_out), tokenizer, change, lengths)
     with refusals(recipe):
         base = model if model is not None else load_base(recipe)
     check_room(recipe, data, base)

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.data.bad_rows import BadRows
 from toolkit.data.pairs import Pairs, tokenize_pairs
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import DataError, RecipeError
@@ -53,6 +54,7 @@ class Preferences:
         return {
             "base": {"name": name, "commit": commit_of(name, revision) if name else None},
             "data": self.rows.provenance,
+            "bad_rows": self.rows.bad.record(),
             "pairs": {split: asdict(found.report) for split, found in self.pairs.items()},
         }
 
@@ -60,9 +62,11 @@ class Preferences:
         """Gives the first pairs as they were trained, and as a tokenizer makes them."""
 
         def again(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[list[int]]]:
-            rows = first_rows(self.rows.train)
+            rows, bad = first_rows(self.rows.train), BadRows(recipe["max_bad_rows"])
             try:
-                made = tokenize_pairs(rows, tokenizer, max_length=recipe["max_length"]).dataset
+                made = tokenize_pairs(
+                    rows, tokenizer, max_length=recipe["max_length"], bad=bad
+                ).dataset
             except DataError:  # none of these few rows makes a pair
                 return [], []
             trained: list[Any] = list(self.train.select(range(len(made))))
@@ -85,7 +89,11 @@ def prepare_pairs(
     tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
     pairs = {
         split: tokenize_pairs(
-            data, tokenizer, max_length=recipe["max_length"], num_proc=recipe["dataset_num_proc"]
+            data,
+            tokenizer,
+            max_length=recipe["max_length"],
+            num_proc=recipe["dataset_num_proc"],
+            bad=rows.bad,
         )
         for split, data in (("train", rows.train), ("eval", rows.eval))
         if data is not None

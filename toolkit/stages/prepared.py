@@ -9,8 +9,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.data.bad_rows import BadRows
 from toolkit.data.chat import describe_template
-from toolkit.data.sequence_report import readable
+from toolkit.data.sequence_report import check_stops, readable
 from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import DataError, RecipeError
@@ -66,6 +67,7 @@ class Prepared:
         return {
             "base": {"name": name, "commit": commit_of(name, revision) if name else None},
             "data": self.rows.provenance,
+            "bad_rows": self.rows.bad.record(),
             "sequences": {split: asdict(found.report) for split, found in self.sequences.items()},
         }
 
@@ -94,10 +96,11 @@ def prepare(
     rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
     tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
     sequences = {
-        split: sequences_of(recipe, rows, data, tokenizer, recipe["dataset_num_proc"])
+        split: sequences_of(recipe, rows, data, tokenizer, recipe["dataset_num_proc"], rows.bad)
         for split, data in (("train", rows.train), ("eval", rows.eval))
         if data is not None
     }
+    check_stops(sequences["train"].report)
     return Prepared(rows, tokenizer, change, sequences)
 
 
@@ -107,6 +110,7 @@ def sequences_of(
     data: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     num_proc: int | None = None,
+    bad: BadRows | None = None,
 ) -> Sequences:
     """The sequences of some of the rows, as the recipe says."""
     return tokenize(
@@ -119,6 +123,7 @@ def sequences_of(
         dataset_text_field=recipe["dataset_text_field"],
         num_proc=num_proc,
         truncation_mode=recipe["truncation_mode"],
+        bad=bad or BadRows(recipe["max_bad_rows"]),
     )
 
 

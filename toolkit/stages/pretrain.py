@@ -38,7 +38,7 @@ def run(
     saved = save(trainer)
     del trainer  # one base in memory at a time
     result = prove(saved, reload={"dtype": "auto"})
-    result.manifest["data"] = rows.provenance
+    result.manifest |= {"data": rows.provenance, "bad_rows": rows.bad.record()}
     return result
 
 

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts.manifest import StageResult, digest_of
 from toolkit.data.columns import PLACE, exact_columns
+from toolkit.data.control_tokens import check_spoken
 from toolkit.data.sources import Examples, Rows, load_rows
 from toolkit.data.template_render import Template
-from toolkit.errors import RecipeError, TrainingError
+from toolkit.errors import DataError, RecipeError, TrainingError
 from toolkit.evaluation.graded import Key
 from toolkit.inference.sampling import Completion, Prompt, Sampling
 from toolkit.recipe import StageRecipe
@@ -163,9 +164,23 @@ def prompts_of(wanted: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> 
         index = each.key[2]
         if index not in written:
             tools = each.columns.get("tools")
+            if template is not None and not isinstance(each.prompt, str):
+                check_asked(each, tokenizer)
             written[index] = rendered(each.prompt, tools, tokenizer, template)
         found.append(Prompt(written[index], each.seed, (), each.where))
     return found
+
+
+def check_asked(asked: Sample, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a prompt spells out no control token.
+
+    Raises:
+        DataError: with its file and row.
+    """
+    try:
+        check_spoken(tokenizer, asked.prompt, asked.columns.get("tools"))
+    except DataError as error:
+        raise DataError(f"{asked.where}: {error}") from error
 
 
 def line_of(policy: Examined, one: Sample, completion: Completion) -> dict[str, Any]:
@@ -214,4 +229,8 @@ def distinct(
 
 def origin(policy: Examined, rows: Rows) -> dict[str, Any]:
     """Who answered what, for the manifest."""
-    return {"policy": {"name": policy.name, "place": policy.place}, "data": rows.provenance}
+    return {
+        "policy": {"name": policy.name, "place": policy.place},
+        "data": rows.provenance,
+        "bad_rows": rows.bad.record(),
+    }
