@@ -189,11 +189,25 @@ def prepare(
     files |= described(folder, origin, scratch, About(repo, licences, rename))
     if manifest:
         files[MANIFEST] = recorded(manifest, files, scratch / MANIFEST, rename)
-    if not manifest or origin != folder:
+    check_all(files, folder, proved=bool(manifest) and origin == folder)
+    return dict(sorted(files.items())), notes
+
+
+def check_all(files: Mapping[str, Path], folder: Path, *, proved: bool) -> None:
+    """Refuse what must not leave this machine.
+
+    Args:
+        files: by their path in the repository.
+        folder: where the model is.
+        proved: whether its weights were looked at when its stage ended.
+
+    Raises:
+        HubError: if a file holds a secret, a local path, or weights that are not finite.
+    """
+    if not proved:
         check_finite(files)
     check_secrets(files)
     check_paths(files, folder)
-    return dict(sorted(files.items())), notes
 
 
 def described(folder: Path, origin: Path, scratch: Path, about: About) -> dict[str, Path]:

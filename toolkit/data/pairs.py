@@ -182,9 +182,11 @@ def _chats(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> li
     remaining = iter(encoded)
     found: list[Encoded | DataError] = []
     for one in said:
-        tokens = next(remaining) if isinstance(one, Spoken) else one
-        is_bad = isinstance(tokens, DataError)
-        found.append(tokens if is_bad else (*tokens, one.left_out))
+        if isinstance(one, DataError):
+            found.append(one)
+            continue
+        tokens = next(remaining)
+        found.append(tokens if isinstance(tokens, DataError) else (*tokens, one.left_out))
     return found
 
 

@@ -142,7 +142,7 @@ class Checked:
         self, found: Sequence[float | str | None], columns: dict[str, Any]
     ) -> list[float | None]:
         wrong = [each for each in found if isinstance(each, str)]
-        scores = [None if isinstance(each, str) else each for each in found]
+        scores: list[float | None] = [None if isinstance(each, str) else each for each in found]
         self.calls += 1
         self.rows += len(scores)
         self.failed += len(wrong)

@@ -1,7 +1,7 @@
 """What a reward returns, as one finite number or None per completion."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -34,10 +34,10 @@ def values_of(given: Any, number: int) -> list[Any]:
         )
     values = list(islice(given, number + 1))  # a generator may never end
     if len(values) != number:
-        found = len(given) if hasattr(given, "__len__") else len(values)
+        more = len(given) if isinstance(given, Sized) else "more"
         raise Wrong(
             f"must return one number per completion: expected {number}, found "
-            f"{found if found <= number or hasattr(given, '__len__') else 'more'}"
+            f"{len(values) if len(values) < number else more}"
         )
     return values
 

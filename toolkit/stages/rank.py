@@ -165,20 +165,22 @@ def prompts_of(wanted: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> 
         if index not in written:
             tools = each.columns.get("tools")
             if template is not None and not isinstance(each.prompt, str):
-                check_asked(each, tokenizer)
+                check_asked(each, each.prompt, tokenizer)
             written[index] = rendered(each.prompt, tools, tokenizer, template)
         found.append(Prompt(written[index], each.seed, (), each.where))
     return found
 
 
-def check_asked(asked: Sample, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that a prompt spells out no control token.
+def check_asked(
+    asked: Sample, prompt: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check that the prompt of a sample spells out no control token.
 
     Raises:
         DataError: with its file and row.
     """
     try:
-        check_spoken(tokenizer, asked.prompt, asked.columns.get("tools"))
+        check_spoken(tokenizer, prompt, asked.columns.get("tools"))
     except DataError as error:
         raise DataError(f"{asked.where}: {error}") from error
 
