@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants, snapshot_download
+from safetensors.numpy import save
 
 from tests.hub_stand_in import Fault, Hub, environment, in_process
 from toolkit import cli
@@ -39,7 +41,7 @@ def adapter(tmp_path: Path) -> Path:
     config = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "org/base"}
     for name, content in {
         "adapter_config.json": json.dumps(config).encode(),
-        "adapter_model.safetensors": random.Random(0).randbytes(50_000),
+        "adapter_model.safetensors": weights(random.Random(0), 50_000),
         "tokenizer.json": b"{}",
         "chat_template.jinja": b"{{ messages }}",
         "README.md": b"---\nbase_model: /home/me/base\n---\n# Model Card for Model ID\n",
@@ -51,6 +53,11 @@ def adapter(tmp_path: Path) -> Path:
     }.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def weights(chance: random.Random, size: int) -> bytes:
+    """A file of weights that nothing can make smaller."""
+    return save({"weight": np.frombuffer(chance.randbytes(size), np.uint8)})
 
 
 def sent(hub: Hub, name: str = "org/thing", revision: str = "main") -> dict[str, bytes]:
@@ -290,11 +297,11 @@ def change(folder: Path, chance: random.Random) -> None:
     """Train on, or add or lose a file, or leave everything as it is."""
     kind = chance.choice(["weights", "weights", "more", "less", "nothing"])
     if kind == "weights":
-        (folder / "adapter_model.safetensors").write_bytes(chance.randbytes(20_000))
+        (folder / "adapter_model.safetensors").write_bytes(weights(chance, 20_000))
     elif kind == "more":
         (folder / "generation_config.json").write_text(json.dumps({"seed": chance.random()}))
         (folder / "value").mkdir(exist_ok=True)
-        (folder / "value" / "adapter_model.safetensors").write_bytes(chance.randbytes(5_000))
+        (folder / "value" / "adapter_model.safetensors").write_bytes(weights(chance, 5_000))
     elif kind == "less":
         (folder / "generation_config.json").unlink(missing_ok=True)
         (folder / "value" / "adapter_model.safetensors").unlink(missing_ok=True)
@@ -322,7 +329,8 @@ def test_the_command_pushes_and_says_what(hub, adapter, tmp_path):
     done = push_in_a_shell(hub, tmp_path, str(adapter), "org/thing")
     assert done.returncode == 0, done.stderr
     assert f"pushed: {hub.endpoint}/org/thing/commit/" in done.stdout
-    assert "50,000  adapter_model.safetensors" in done.stdout
+    size = (adapter / "adapter_model.safetensors").stat().st_size
+    assert f"{size:,}  adapter_model.safetensors" in done.stdout
     assert (
         sent(hub)["adapter_model.safetensors"]
         == (adapter / "adapter_model.safetensors").read_bytes()
