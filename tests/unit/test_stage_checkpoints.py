@@ -20,7 +20,7 @@ from tests.unit.test_pipeline import sft
 from tests.unit.test_stage_resume import KEYS, interrupt, logged
 from toolkit.artifacts import checkpoint as on_disk
 from toolkit.errors import RecipeError, TrainingError, UsageError
-from toolkit.stages import checkpoints, position
+from toolkit.stages import checkpoints, disk, position, run_folder
 from toolkit.stages.checkpoints import SAVING, AtTheEndOfAnEpoch, move, remove_older
 from toolkit.stages.resuming import in_parts, newest
 
@@ -153,7 +153,7 @@ def test_a_full_disk_says_need_have_and_last(tiny_base, chats, tmp_path, monkeyp
         save(value, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    wanted = r"disk is full: a checkpoint needs [\d.]+ MiB, and [\d,.]+ MiB are free; the last whole checkpoint is checkpoint-2: make room"
+    wanted = r"disk is full \(a checkpoint needs \d+ KiB, .* free\); .*/checkpoint-2 is whole, .*: make room"
     with pytest.raises(TrainingError, match=wanted):
         sft(tiny_base, chats, run, **KEYS | {"save_total_limit": 1})
     assert newest(run) == run / "checkpoint-2"
@@ -161,8 +161,9 @@ def test_a_full_disk_says_need_have_and_last(tiny_base, chats, tmp_path, monkeyp
 
 def test_what_does_not_fit_is_not_begun(run, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-    with pytest.raises(TrainingError, match=r"needs 0\.\d MiB, and 0\.0 MiB are free"):
+    with pytest.raises(OSError, match="No space left") as refused:
         checkpoints.check_room(run)
+    assert disk.is_full(refused.value)
     checkpoints.check_room(run / "empty")
 
 
@@ -176,7 +177,7 @@ def test_a_file_that_the_system_cuts_off(trained, run, tiny_base, tmp_path):
 
     fork = Fork(cut_off, tmp_path / "log")
     assert fork.wait() == 1
-    assert "the disk is full: a checkpoint needs" in (tmp_path / "log").read_text()
+    assert "the disk is full (a checkpoint needs" in (tmp_path / "log").read_text()
     assert newest(run) == run / "checkpoint-3"
     again(trained, run, tiny_base)
     assert weights(run) == weights(trained / "run")
@@ -235,6 +236,40 @@ def test_one_that_is_named_is_refused_by_the_file(trained, run, tiny_base):
         TrainingError, match=r"checkpoint-2 cannot .* rng_state.pth is missing; name"
     ):
         again(trained, run, tiny_base, resume_from_checkpoint=str(run / "checkpoint-2"))
+
+
+def test_a_run_whose_record_is_lost_is_not_mixed_with_another(trained, run, tiny_base, chats):
+    (run / "started.json").unlink()
+    with pytest.raises(
+        RecipeError, match=r"checkpoint-3 is of another run \(learning_rate: 0.01 →"
+    ):
+        again(trained, run, tiny_base, learning_rate=0.5)
+    again(trained, run, tiny_base, learning_rate=0.5, overwrite=True)
+    assert rates(run) == [0.5] * 4, "from the first step"
+
+
+def test_what_was_allowed_once_counts_when_it_comes_to_a_checkpoint(trained, run, tiny_base):
+    """A crash before it leaves the old learning rate in the optimizer that would be loaded."""
+    started = json.loads((run / "started.json").read_text())
+    started["recipe"]["learning_rate"] = 0.02
+    (run / "started.json").write_text(json.dumps(started))
+    with pytest.raises(RecipeError, match=r"checkpoint-3 is .* learning_rate: 0.01 → 0.02"):
+        again(trained, run, tiny_base, learning_rate=0.02)
+    again(trained, run, tiny_base, learning_rate=0.02, allow_change=["learning_rate"])
+    assert rates(run) == [0.01, 0.01, 0.01, 0.02]
+
+
+def test_a_crash_while_an_old_run_is_removed_leaves_its_record(run, tmp_path, monkeypatch):
+    removed = iter([None, OSError("gone")])
+    monkeypatch.setattr(run_folder.shutil, "rmtree", lambda path: raise_or_none(next(removed)))
+    with pytest.raises(OSError, match="gone"):
+        run_folder.remove(run)
+    assert (run / "started.json").is_file()
+
+
+def raise_or_none(error):
+    if error:
+        raise error
 
 
 def test_one_that_is_named_is_of_this_run(trained, run, tiny_base, tmp_path):

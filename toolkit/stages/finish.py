@@ -23,6 +23,7 @@ from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.checkpoints import AtTheEndOfAnEpoch
 from toolkit.stages.disk import warn_if_scarce
 from toolkit.stages.guards import guarded
+from toolkit.stages.position import is_sharded
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.proved import Saved
@@ -103,11 +104,6 @@ def note_start(trainer: Any) -> None:
     trainer.started_from = digests.start_of(
         trainer.model, adapters_trained, with_base=not is_sharded(trainer)
     )
-
-
-def is_sharded(trainer: Trainer) -> bool:
-    """Whether no process holds the whole model."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def on_shards(trainer: Trainer) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import manifest
+from toolkit.artifacts.checkpoint import newest
 from toolkit.artifacts.running import only_run
 from toolkit.errors import RecipeError
 from toolkit.stages import terminal
@@ -31,7 +32,7 @@ def refuse_or_clear(
     Raises:
         RecipeError: if the folder holds another run, or files that are no run's.
     """
-    if before is None:
+    if before is None and newest(folder) is None:
         if folder.is_dir() and any(
             path.name == "config.json" or path.suffix == ".safetensors" for path in folder.iterdir()
         ):
@@ -39,7 +40,8 @@ def refuse_or_clear(
                 f"{folder} holds model files that no run here wrote; give another output_dir"
             )
         return
-    if not changed:
+    lost = before is None  # but its checkpoints say what they are of, which is looked at later
+    if not changed and not (lost and overwrite):
         return  # an interrupted run with the same inputs: resumed
     kept = (manifest.MANIFEST, "*.safetensors", "checkpoint-*")
     at_stake = any(any(folder.glob(pattern)) for pattern in kept)
@@ -52,11 +54,16 @@ def refuse_or_clear(
     if is_first_process():
         (folder / "log.jsonl").unlink(missing_ok=True)
     if at_stake and is_first_process():
-        old = manifest.read_json(folder / manifest.MANIFEST) or {}
-        for name in (manifest.MANIFEST, manifest.STARTED, *old.get("outputs", ())):
-            (folder / name).unlink(missing_ok=True)
-        for path in folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
-        for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
-            for path in folder.glob(pattern):
-                path.unlink()
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove what a run left; what it was of goes last, so that a crash in between mixes no two."""
+    old = manifest.read_json(folder / manifest.MANIFEST) or {}
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in (*old.get("outputs", ()), manifest.MANIFEST, manifest.STARTED):
+        (folder / name).unlink(missing_ok=True)
