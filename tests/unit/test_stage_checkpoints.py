@@ -191,6 +191,13 @@ def test_what_a_killed_save_has_left_is_removed(trained, run, tiny_base, capsys)
     assert weights(run) == weights(trained / "run")
 
 
+def test_the_one_that_is_resumed_from_may_go_in_between(trained, run, tiny_base):
+    again(trained, run, tiny_base, max_steps=5, save_total_limit=1,
+          allow_change=["max_steps", "save_total_limit"])  # fmt: skip
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert [step for step, _ in logged(run)] == [1, 2, 3, 4, 5]
+
+
 def test_where_no_folder_can_be_renamed_it_is_copied(run, tmp_path, monkeypatch, capsys):
     def cannot(self, target):
         raise OSError(18, "Invalid cross-device link")

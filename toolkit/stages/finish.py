@@ -62,6 +62,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)
         return
+    resumed_at = state_of(checkpoint).global_step if checkpoint else 0  # it may go in between
     if checkpoint:
         note(f"resuming from {checkpoint}")
     warn_if_scarce(trainer)
@@ -88,7 +89,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         if pusher is not None:
             pusher.finish()
     if checkpoint:
-        count_all(trainer, state_of(checkpoint).global_step)
+        count_all(trainer, resumed_at)
 
 
 def note_start(trainer: Any) -> None:
