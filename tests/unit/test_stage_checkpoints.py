@@ -247,9 +247,7 @@ def test_one_that_is_named_is_refused_by_the_file(trained, run, tiny_base):
 
 def test_a_run_whose_record_is_lost_is_not_mixed_with_another(trained, run, tiny_base, chats):
     (run / "started.json").unlink()
-    with pytest.raises(
-        RecipeError, match=r"checkpoint-3 is of another run \(learning_rate: 0.01 →"
-    ):
+    with pytest.raises(RecipeError, match=r"not this one any more \(learning_rate: 0.01 → 0.5"):
         again(trained, run, tiny_base, learning_rate=0.5)
     again(trained, run, tiny_base, learning_rate=0.5, overwrite=True)
     assert rates(run) == [0.5] * 4, "from the first step"
@@ -260,10 +258,19 @@ def test_what_was_allowed_once_counts_when_it_comes_to_a_checkpoint(trained, run
     started = json.loads((run / "started.json").read_text())
     started["recipe"]["learning_rate"] = 0.02
     (run / "started.json").write_text(json.dumps(started))
-    with pytest.raises(RecipeError, match=r"checkpoint-3 is .* learning_rate: 0.01 → 0.02"):
+    with pytest.raises(RecipeError, match=r"not this one any more \(learning_rate: 0.01 → 0.02"):
         again(trained, run, tiny_base, learning_rate=0.02)
     again(trained, run, tiny_base, learning_rate=0.02, allow_change=["learning_rate"])
     assert rates(run) == [0.01, 0.01, 0.01, 0.02]
+
+
+def test_an_older_one_may_be_of_another_run(trained, run, tiny_base):
+    sealed = json.loads((run / "checkpoint-2" / on_disk.SEAL).read_text())
+    sealed["inputs"]["recipe"]["seed"] = 7
+    (run / "checkpoint-2" / on_disk.SEAL).write_text(json.dumps(sealed))
+    (run / "checkpoint-3" / "optimizer.pt").unlink()
+    with pytest.raises(RecipeError, match=r"checkpoint-2 is of another run \(seed: 7 → 42\)"):
+        again(trained, run, tiny_base)
 
 
 def test_a_crash_while_an_old_run_is_removed_leaves_its_record(run, tmp_path, monkeypatch):
@@ -463,7 +470,7 @@ def test_a_rollout_of_other_processes_is_refused(tmp_path):
     (tmp_path / position.ROLLOUT.format(0)).touch()
     on_disk.seal(tmp_path, processes=2)
     with pytest.raises(TrainingError, match=r"by 2 process\(es\): resume with as many, found 1"):
-        position.load(None, tmp_path)
+        position.load(SimpleNamespace(args=None), tmp_path)
 
 
 def test_weights_are_of_the_checkpoint(trained):

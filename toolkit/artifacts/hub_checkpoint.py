@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from toolkit.artifacts.checkpoint import SEAL, STATE, damage, listed, numbered, seal, why_not
+from toolkit.artifacts.checkpoint import SEAL, STATE, damage, listed, numbered, seal
 from toolkit.artifacts.hub import BYTES_PER_SECOND, SECONDS, cleaned, in_a_process
 from toolkit.artifacts.hub_commit import again
 from toolkit.artifacts.hub_errors import sentence
@@ -135,7 +135,7 @@ def pull_checkpoint(
         return None
     name, steps = found
     here = [path for step, path in numbered(folder) if step >= steps]
-    if any(why_not(path) is None for path in here):
+    if any(next(damage(path), None) is None for path in here):
         return None
     try:
         return pull.bring(name, steps, tell)
@@ -215,8 +215,8 @@ class Pull:
                 write_json(pulled / STATE, state)
             seal(pulled, processes=writers(pulled))
             place = self.folder / f"checkpoint-{steps}"
-            if place.is_dir() and (reason := why_not(place)) is not None:
-                tell(f"{place.name} here ({reason}) gives way to that of {self.repo}")
+            if place.is_dir() and (phrase := next(damage(place), (None, None))[1]) is not None:
+                tell(f"{place.name} here ({phrase}) gives way to that of {self.repo}")
                 shutil.rmtree(place)
             return placed(pulled, place)
 

@@ -47,8 +47,8 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     directory = Path(str(trainer.args.output_dir))
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(progress)
-    trainer.add_callback(WarmupFits(recipe))
+    for callback in (progress, WarmupFits(recipe), AtTheEndOfAnEpoch()):
+        trainer.add_callback(callback)
     note_start(trainer)
     keep_private(trainer, recipe)
     pusher = pusher_of(trainer, recipe)
@@ -57,7 +57,6 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     checkpoint = found(recipe, directory)
     trainer.fresh_optimizer = recipe.fresh_optimizer  # pyright: ignore[reportAttributeAccessIssue]
     trainer.new_settings = bool(recipe.allow_change)  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.add_callback(AtTheEndOfAnEpoch())
     if checkpoint and has_ended(trainer, checkpoint):
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)

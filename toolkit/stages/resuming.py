@@ -82,7 +82,7 @@ def chosen(recipe: StageRecipe, directory: Path) -> Path | ToolkitError | None:
             return Path(asked)
         taken = newest(directory, fresh_optimizer=recipe.fresh_optimizer)
         if taken is not None:
-            check_inputs(taken, directory, recipe, "--overwrite begins anew")
+            check_inputs(taken, directory, recipe)
     except ToolkitError as error:
         return error
     return taken
@@ -151,14 +151,13 @@ def check_named(asked: Path, directory: Path, recipe: StageRecipe) -> None:
             f"resume_from_checkpoint: {asked} cannot be resumed from: {reason}; name another"
             f"{', or give --fresh-optimizer to go on without it' if fresh else ''}"
         )
-    check_inputs(asked, directory, recipe, "or name another in resume_from_checkpoint")
+    check_inputs(asked, directory, recipe)
 
 
-def check_inputs(checkpoint: Path, directory: Path, recipe: StageRecipe, instead: str) -> None:
+def check_inputs(checkpoint: Path, directory: Path, recipe: StageRecipe) -> None:
     """Refuse a checkpoint of a run with other inputs than this one's, as far as it says its own.
 
-    A folder's own are compared too: its record may be lost, or a change that was allowed once may
-    have come to no checkpoint yet.
+    One of this folder may be too, where those after it are damaged.
 
     Raises:
         RecipeError: naming what differs.
@@ -170,5 +169,5 @@ def check_inputs(checkpoint: Path, directory: Path, recipe: StageRecipe, instead
     if refused:
         raise RecipeError(
             f"{checkpoint} is of another run ({'; '.join(refused)}); give --allow-change KEY for "
-            f"each change that is meant; {instead}"
+            "each change that is meant, or name another in resume_from_checkpoint"
         )

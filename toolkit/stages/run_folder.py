@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import manifest
-from toolkit.artifacts.checkpoint import newest
+from toolkit.artifacts.checkpoint import SEAL, newest
 from toolkit.artifacts.running import only_run
 from toolkit.errors import RecipeError
 from toolkit.stages import terminal
@@ -17,6 +17,17 @@ from toolkit.stages.processes import is_first_process
 def alone_in(folder: Path) -> AbstractContextManager[None]:
     """Keep other runs out of a folder while the block runs."""
     return only_run(folder, terminal.note) if is_first_process() else nullcontext()
+
+
+def inputs_before(folder: Path) -> dict[str, Any] | None:
+    """What an unfinished run in a folder was started with; None where there is none.
+
+    Its newest checkpoint says so: the folder's own record may be lost, or be of a start that came to
+    no checkpoint yet.
+    """
+    checkpoint = newest(folder)
+    sealed = (manifest.read_json(checkpoint / SEAL) or {}) if checkpoint else {}
+    return sealed.get("inputs") or manifest.read_json(folder / manifest.STARTED)
 
 
 def refuse_or_clear(
@@ -32,7 +43,7 @@ def refuse_or_clear(
     Raises:
         RecipeError: if the folder holds another run, or files that are no run's.
     """
-    if before is None and newest(folder) is None:
+    if before is None:
         if folder.is_dir() and any(
             path.name == "config.json" or path.suffix == ".safetensors" for path in folder.iterdir()
         ):
@@ -40,8 +51,7 @@ def refuse_or_clear(
                 f"{folder} holds model files that no run here wrote; give another output_dir"
             )
         return
-    lost = before is None  # but its checkpoints say what they are of, which is looked at later
-    if not changed and not (lost and overwrite):
+    if not changed:
         return  # an interrupted run with the same inputs: resumed
     kept = (manifest.MANIFEST, "*.safetensors", "checkpoint-*")
     at_stake = any(any(folder.glob(pattern)) for pattern in kept)
