@@ -11,6 +11,7 @@ import toolkit
 from tests import tiny
 from tests.preferences import PAIRS
 from tests.tiny_ppo import odd, quiet
+from tests.unit import test_stage_pretrain
 from tests.unit.test_stage_resume import interrupt
 from toolkit.errors import TrainingError
 from toolkit.stages import position
@@ -42,6 +43,11 @@ WHOLE = {"lora_r": None, "lora_dropout": None, "use_peft": False, "learning_rate
 HALVES = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 PACKED = HALVES | {"packing": True, "max_length": 64}
 FOLLOWED = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
+TEXTS = {
+    **{key: value for key, value in COMMON.items() if not key.startswith("lora")},
+    "train_dataset": test_stage_pretrain.TEXTS[:20], "config_overrides": test_stage_pretrain.SMALL,
+    "vocab_size": 300, "max_length": 32,
+}  # fmt: skip
 MORE = {
     "sft": ("sft", CHATS),
     "sft whole": ("sft", CHATS | WHOLE),
@@ -50,6 +56,7 @@ MORE = {
     "packed wrapped": ("sft", CHATS | PACKED | {"packing_strategy": "wrapped"}),
     "accumulated": ("sft", CHATS | HALVES),
     "by length": ("sft", CHATS | {"train_sampling_strategy": "group_by_length"}),
+    "pretrain": ("pretrain", TEXTS),
     "reward": ("reward", TWO),
     "reward whole": ("reward", TWO | WHOLE),
     "dpo": ("dpo", TWO),
@@ -80,7 +87,7 @@ def check(stage, keys, cuts, base, place):
     start = getattr(toolkit, stage)
     run, kept = place / "run", place / "kept"
     keys = {key: value for key, value in keys.items() if value is not None}
-    keys |= {"model": str(base), "output_dir": str(run)}
+    keys |= {"output_dir": str(run)} | ({} if stage == "pretrain" else {"model": str(base)})
     start(**keys)
     wanted, logged = weights(run), losses(run)
     assert len(wanted) == (2 if stage == "ppo" else 1)
