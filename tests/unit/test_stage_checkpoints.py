@@ -18,6 +18,7 @@ from tests import tiny
 from tests.faults.forks import Fork
 from tests.unit.test_pipeline import sft
 from tests.unit.test_stage_resume import KEYS, interrupt, logged
+from toolkit import cli
 from toolkit.artifacts import checkpoint as on_disk
 from toolkit.errors import RecipeError, TrainingError, UsageError
 from toolkit.stages import checkpoints, disk, position, run_folder
@@ -352,6 +353,25 @@ def test_what_changed_is_refused_and_what_is_meant_goes_on(trained, run, tiny_ba
     again(trained, run, tiny_base, learning_rate=0.02, allow_change=["learning_rate"])
     assert "allowed: learning_rate: 0.01 → 0.02" in " ".join(capsys.readouterr().out.split())
     assert rates(run) == [0.01, 0.01, 0.01, 0.02], "not what the saved optimizer says"
+
+
+def test_another_base_and_another_rank_are_refused(trained, run, tmp_path):
+    other = tiny.save_base(tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"lora_r: 4 → 8; model_name_or_path: .* → .*other"):
+        again(trained, run, other, lora_r=8)
+
+
+def test_both_flags_of_the_command(trained, run, tiny_base):
+    (run / "checkpoint-3" / "optimizer.pt").unlink()
+    keys = KEYS | {
+        "model_name_or_path": tiny_base, "dataset_name": trained / "chats.jsonl", "output_dir": run,
+        "lora_r": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 0.02,
+    }  # fmt: skip
+    words = ["sft", *(f"--{key}={value}" for key, value in keys.items())]
+    assert cli.main([*words, "--fresh-optimizer"]) == 3
+    words += ["--allow-change", "learning_rate"]
+    assert cli.main([*words, "--fresh-optimizer"]) == 0
+    assert rates(run) == [0.01, 0.01, 0.01, 0.02]
 
 
 def test_a_log_that_a_crash_has_cut_off(trained, run, tiny_base):
