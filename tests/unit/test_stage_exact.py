@@ -41,7 +41,7 @@ CASES = {
 # All steps of more than two epochs.
 WHOLE = {"lora_r": None, "lora_dropout": None, "use_peft": False, "learning_rate": 1e-3}
 HALVES = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
-PACKED = HALVES | {"packing": True, "max_length": 64}
+PACKED = HALVES | {"packing": True, "max_length": 256}
 FOLLOWED = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
 TEXTS = {
     **{key: value for key, value in COMMON.items() if not key.startswith("lora")},
@@ -65,7 +65,6 @@ MORE = {
     "grpo, one rollout a step": ("grpo", ROLLOUTS | HALVES | {"num_iterations": 1}),
     "grpo, four steps a rollout": ("grpo", ROLLOUTS | {"num_iterations": 1, "steps_per_generation": 4}),
     "grpo measured": ("grpo", ROLLOUTS | {"eval_dataset": PROMPTS[:4], "eval_strategy": "epoch"}),
-    "grpo whole": ("grpo", ROLLOUTS | WHOLE | FOLLOWED),
     "ppo": ("ppo", ROLLOUTS),
     "ppo accumulated": ("ppo", ROLLOUTS | HALVES),
 }  # fmt: skip
@@ -113,6 +112,15 @@ def test_it_ends_as_if_nothing_had_been(case, tiny_base, tmp_path):
 def test_from_every_step(case, tiny_base, tmp_path):
     stage, keys = MORE[case]
     check(stage, keys | {"max_steps": 9}, range(1, 9), tiny_base, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_whole_policy_with_a_reference_that_follows(tiny_base, tmp_path):
+    """From a model that has the template's tokens: TRL loads the reference from its folder."""
+    keys = {key: value for key, value in (CHATS | WHOLE).items() if value is not None}
+    base = toolkit.sft(**keys, model=str(tiny_base), output_dir=str(tmp_path / "base")).output_dir
+    keys = ROLLOUTS | WHOLE | FOLLOWED | {"max_steps": 7}
+    check("grpo", keys, range(1, 7), base, tmp_path)
 
 
 def test_a_reference_that_follows_is_not_begun_anew(tmp_path):
