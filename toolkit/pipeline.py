@@ -20,7 +20,7 @@ from toolkit.stages.failures import one_line
 from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import is_first_process, join, meet, processes
 from toolkit.stages.resources import Usage
-from toolkit.stages.run_folder import alone_in, refuse_or_clear
+from toolkit.stages.run_folder import alone_in, inputs_before, refuse_or_clear
 from toolkit.stages.run_record import RunRecord, recorded
 from toolkit.stages.signals import stopping_at_once
 from toolkit.stages.trackers import keep_private
@@ -270,7 +270,7 @@ def run_one(
     stage = with_earlier_rows(stage, earlier)
     given = inputs.inputs_of(stage, earlier, objects)
     done = manifest.read_json(folder / manifest.MANIFEST)
-    before = done["inputs"] if done else manifest.read_json(folder / manifest.STARTED)
+    before = done["inputs"] if done else inputs_before(folder)
     found = manifest.changes(before, given) if before is not None else []
     changed = allowed.others(found, () if done else stage.allow_change, terminal.note)
     changed += manifest.damaged_outputs(folder, done) if done else []

@@ -1,6 +1,6 @@
 """The kill drill: kill -9 at random moments, start again until done, compare with the unbroken run.
 
-python -m tests.faults.drill --rounds 200 --seed 1 [--stage sft …]
+python -m tests.faults.drill --rounds 200 --seed 1 [--stage sft …] [--fault kill|term|stop]
 """
 
 import argparse
@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,7 +45,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo": ROLLOUTS | {"num_iterations": 2, "beta": 0.1},
     "ppo": ROLLOUTS | {"num_iterations": 2},
 }  # fmt: skip
-MOST_KILLS = 30  # in one round; after that it may run to its end
+MOST_KILLS = 4  # in one round; after that it may run to its end
+MOST_STARTS = 20
+SAVE_S = 0.03  # about what a save takes
 
 
 @dataclass
@@ -55,13 +58,66 @@ class Report:
         rounds: how many were played.
         kills: how often a run was killed.
         saving: how many of these runs left a checkpoint half written.
+        untouched: rounds that ended before anything was done to them.
         failures: what went wrong, a line each.
     """
 
     rounds: int = 0
     kills: int = 0
     saving: int = 0
+    untouched: int = 0
     failures: list[str] = field(default_factory=list)
+
+
+def half_written(folder: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any((folder / ".saving").glob("checkpoint-*"))
+
+
+def pause(fork: Fork) -> int | None:
+    """Stop it for a moment, in which it holds its folder, and let it run on to its end."""
+    fork.send(signal.SIGSTOP)
+    time.sleep(0.1)
+    fork.send(signal.SIGCONT)
+    return fork.wait()
+
+
+def ask_to_end(fork: Fork) -> int | None:
+    """SIGTERM, and the time that it takes to write a checkpoint."""
+    fork.send(signal.SIGTERM)
+    return fork.wait()
+
+
+STRIKES = {"kill": Fork.kill, "term": ask_to_end, "stop": pause}
+# Before a stage trains, SIGTERM is the operating system's.
+STRUCK = {"kill": (-signal.SIGKILL,), "term": (143, -signal.SIGTERM), "stop": (0,)}
+
+
+@dataclass
+class Fault:
+    """What is done to a run, and when.
+
+    Attributes:
+        kind: a word of STRIKES.
+        length: seconds that the unbroken run took.
+    """
+
+    kind: str
+    length: float
+
+    def comes(self, fork: Fork, folder: Path, draw: random.Random) -> bool:
+        """Wait for a moment of the run; False if it has ended before.
+
+        In half of the cases it is any moment; in the others it is one of a save, which is short.
+        """
+        if draw.random() < 0.5:
+            return fork.wait(draw.uniform(0.0, self.length)) is None
+        for _ in range(draw.randint(1, 3)):
+            if not fork.wait_for(lambda: not half_written(folder)):
+                return False
+            if not fork.wait_for(lambda: half_written(folder)):
+                return False
+        return fork.wait(draw.uniform(0.0, SAVE_S)) is None
 
 
 def stage_run(stage: str, base: Path, folder: Path) -> Callable[[], Any]:
@@ -80,7 +136,7 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def play(stage: str, rounds: int, seed: int, place: Path, base: Path) -> Report:
+def play(stage: str, rounds: int, seed: int, place: Path, base: Path, kind: str = "kill") -> Report:
     """Play some rounds of one stage, and compare each with the run that nothing broke.
 
     Args:
@@ -89,17 +145,18 @@ def play(stage: str, rounds: int, seed: int, place: Path, base: Path) -> Report:
         seed: of the moments.
         place: an empty folder.
         base: the model that is trained.
+        kind: what is done to them, a word of STRIKES.
     """
     draw = random.Random(f"{stage} {seed}")
     whole = place / "whole"
     begun = time.monotonic()
     code = Fork(stage_run(stage, base, whole), place / "whole.log").wait()
-    length = time.monotonic() - begun
+    fault = Fault(kind, time.monotonic() - begun)
     assert code == 0, (place / "whole.log").read_text()
     wanted, report = digest(whole), Report()
     for number in range(rounds):
         folder, log = place / f"round-{number}", place / f"round-{number}.log"
-        wrong = one_round(stage_run(stage, base, folder), folder, log, draw, length, report)
+        wrong = one_round(stage_run(stage, base, folder), folder, log, draw, fault, report)
         if wrong is None and digest(folder) != wanted:
             wrong = "other weights than the unbroken run"
         report.rounds += 1
@@ -116,22 +173,28 @@ def one_round(
     folder: Path,
     log: Path,
     draw: random.Random,
-    length: float,
+    fault: Fault,
     report: Report,
 ) -> str | None:
-    """Start, kill and start again until it is done; what went wrong, or None."""
-    for kill in range(MOST_KILLS + 1):
+    """Start, strike and start again until it is done; what went wrong, or None."""
+    wanted, struck = draw.randint(1, MOST_KILLS), 0
+    for start in range(MOST_STARTS):
         fork = Fork(work, log)
-        code = fork.wait(draw.uniform(0.0, 1.2 * length) if kill < MOST_KILLS else None)
-        if code is None:
-            fork.kill()
-            report.kills += 1
-            report.saving += any((folder / ".saving").glob("checkpoint-*"))
-        elif code == 0:
-            return None
+        if struck < wanted and fault.comes(fork, folder, draw):
+            saving = half_written(folder)
+            code = STRIKES[fault.kind](fork)
+            if code in STRUCK[fault.kind]:
+                struck += 1
+                report.kills += 1
+                report.saving += saving
         else:
-            return f"start {kill + 1} ended with {code}"
-    return None
+            code = fork.wait()
+        if code == 0:
+            report.untouched += not struck
+            return None
+        if code not in STRUCK[fault.kind]:
+            return f"start {start + 1} ended with {code}"
+    return f"not done after {MOST_STARTS} starts"
 
 
 def main() -> int:
@@ -140,6 +203,8 @@ def main() -> int:
     arguments.add_argument("--rounds", type=int, default=200, help="in all, shared by the stages")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--stage", action="append", choices=STAGES)
+    arguments.add_argument("--fault", choices=STRIKES, default="kill", help="kill -9, SIGTERM, or "
+                           "SIGSTOP and SIGCONT")  # fmt: skip
     asked = arguments.parse_args()
     stages = asked.stage or list(STAGES)
     torch.set_num_threads(1)
@@ -150,10 +215,11 @@ def main() -> int:
     for at, stage in enumerate(stages):
         number = asked.rounds // len(stages) + (at < asked.rounds % len(stages))
         (place / stage).mkdir()
-        found = play(stage, number, asked.seed, place / stage, base)
+        found = play(stage, number, asked.seed, place / stage, base, asked.fault)
         print(
-            f"{stage:<5} {found.rounds} rounds, {len(found.failures)} failures, {found.kills} kills, "
-            f"{found.saving} of them while a checkpoint was written",
+            f"{stage:<5} {found.rounds} rounds, {len(found.failures)} failures, {found.kills} times "
+            f"{asked.fault}, {found.saving} of them while a checkpoint was written; "
+            f"{found.untouched} rounds ended before",
             flush=True,
         )
         failures += found.failures

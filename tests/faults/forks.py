@@ -1,5 +1,6 @@
 """Runs in a fork of this process: everything is imported once, and one can be killed at any moment."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ class Fork:
     """A function that runs in a process of its own, which has its own group.
 
     Args:
-        work: what is done; an error in it is exit code 1.
+        work: what is done; an error in it is its own exit code, or 1.
         log: where it prints.
     """
 
@@ -26,12 +27,15 @@ class Fork:
         self.pid = os.fork()
         if self.pid == 0:
             self.child(work)
+        with contextlib.suppress(OSError):  # whoever of the two comes first
+            os.setpgid(self.pid, self.pid)
 
     def child(self, work: Callable[[], Any]) -> None:
         """What the new process does; it never returns."""
         code = 1
         try:
-            os.setsid()
+            with contextlib.suppress(OSError):
+                os.setpgid(0, 0)
             out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(out, 1)
             os.dup2(out, 2)
@@ -39,7 +43,8 @@ class Fork:
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             work()
             code = 0
-        except BaseException:
+        except BaseException as error:
+            code = getattr(error, "exit_code", 1)
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -59,7 +64,20 @@ class Fork:
                 time.sleep(0.002)
         return self.code
 
-    def kill(self) -> None:
-        """End it and all it has started, as a machine that loses power does."""
-        os.killpg(self.pid, signal.SIGKILL)
-        self.wait()
+    def wait_for(self, sign: Callable[[], bool]) -> bool:
+        """Wait for a sign; False if it ends before."""
+        while self.wait(0.0) is None:
+            if sign():
+                return True
+            time.sleep(0.002)
+        return False
+
+    def send(self, number: int) -> None:
+        """A signal to it and all it has started."""
+        if self.code is None:
+            os.killpg(self.pid, number)
+
+    def kill(self) -> int | None:
+        """End it and all it has started, as a machine that loses power does; its exit code."""
+        self.send(signal.SIGKILL)
+        return self.wait()

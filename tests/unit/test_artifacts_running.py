@@ -44,7 +44,7 @@ def holder(folder, log):
 def test_a_folder_is_held_while_the_block_runs(tmp_path):
     with only_run(tmp_path / "run", tell):
         said = json.loads((tmp_path / "run" / RUNNING).read_text())
-        assert said["host"], said["pid"] == (socket.gethostname(), os.getpid())
+        assert (said["host"], said["pid"]) == (socket.gethostname(), os.getpid())
         assert time.time() - said["heartbeat"] < 60
         assert outputs_of(tmp_path / "run") == {}
         with (
@@ -100,14 +100,23 @@ def test_another_machine_lives_while_its_heart_beats(silent, free, tmp_path):
         assert sorted(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("alive", [True, False])
-def test_where_the_file_system_cannot_lock_that_is_said(alive, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("pid", "silent", "alive"),
+    [
+        (os.getpid(), 1, True),
+        (2**22 + 1, 1, False),
+        (os.getpid(), DEAD_S + 5, False),  # another process has the number of the dead one
+    ],
+    ids=["lives", "is gone", "is silent"],
+)
+def test_where_the_file_system_cannot_lock_that_is_said(pid, silent, alive, tmp_path, monkeypatch):
     def cannot(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(running.fcntl, "lockf", cannot)
-    pid = os.getpid() if alive else 2**22 + 1
-    (tmp_path / RUNNING).write_text(json.dumps({"host": socket.gethostname(), "pid": pid}))
+    path = tmp_path / RUNNING
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": pid}))
+    os.utime(path, (time.time() - silent,) * 2)
     if alive:
         with pytest.raises(RecipeError, match="in use"):
             only_run(tmp_path, tell).__enter__()

@@ -28,7 +28,8 @@ KEYS = {
 }  # fmt: skip
 PUSH = {"push_to_hub": True, "hub_model_id": "me/run"}
 RESUMED = {
-    "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth",
+    "adapter_config.json", "adapter_model.safetensors", "checkpoint.json", "optimizer.pt",
+    "rng_state.pth",
     "scheduler.pt", "started.json", "trainer_state.json",
 }  # fmt: skip
 
@@ -194,14 +195,21 @@ def test_of_what_lies_in_a_repository_only_what_resumes_is_pulled(hub, tiny_base
     run = tmp_path / "run"
     lost_at(1, lambda: sft(tiny_base, chats, run, **keys, resume_from_checkpoint="hub"))
     found = {path.name for path in (run / "checkpoint-1").iterdir()}
-    assert found == RESUMED - {"started.json"} | {"checkpoint.json"}
+    assert found == RESUMED - {"started.json"}
 
 
 def test_a_pickle_that_runs_code_is_not_read(hub, tiny_base, chats, tmp_path):
     keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True, "max_steps": 2}
     lost_at(1, lambda: sft(tiny_base, chats, tmp_path / "one" / "run", **keys))
     code = pickle.dumps(Evil(str(tmp_path / "ran")), protocol=2)
-    hub.add("me/run", dict(hub["me/run"].at("main")[1]) | {"last-checkpoint/optimizer.pt": code})
+    tree = dict(hub["me/run"].at("main")[1]) | {"last-checkpoint/optimizer.pt": code}
+    hub.add("me/run", tree)
+    with pytest.raises(
+        HubError, match=r"last-checkpoint of me/run is not as it was pushed \(optimizer.pt has"
+    ):
+        sft(tiny_base, chats, tmp_path / "run", **keys, resume_from_checkpoint="hub")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    hub.add("me/run", {k: v for k, v in tree.items() if not k.endswith("/checkpoint.json")})
     with pytest.raises(TrainingError, match="UnpicklingError: Weights only load failed"):
         sft(tiny_base, chats, tmp_path / "run", **keys, resume_from_checkpoint="hub")
     assert not (tmp_path / "ran").exists()
@@ -224,6 +232,19 @@ def test_a_checkpoint_of_another_run_is_refused(hub, tiny_base, chats, tmp_path)
     with pytest.raises(RecipeError, match=r"another run \(learning_rate: 0.01 → 0.5\)"):
         sft(tiny_base, chats, tmp_path / "run", **keys)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_damaged_one_here_gives_way(hub, tiny_base, chats, tmp_path, capsys):
+    keys = KEYS | PUSH | {"hub_strategy": "checkpoint", "hub_always_push": True, "max_steps": 3}
+    run = tmp_path / "run"
+    lost_at(2, lambda: sft(tiny_base, chats, run, **keys))
+    whole = (run / "checkpoint-2" / "optimizer.pt").read_bytes()
+    (run / "checkpoint-2" / "optimizer.pt").write_bytes(b"")
+    sft(tiny_base, chats, run, **keys, resume_from_checkpoint="hub")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "checkpoint-2 here (optimizer.pt has 0 bytes" in printed
+    assert "checkpoint-2 was pulled from me/run" in printed
+    assert (run / "checkpoint-2" / "optimizer.pt").read_bytes() == whole
 
 
 def test_with_nothing_to_resume_from_training_begins(hub, tiny_base, chats, tmp_path, capsys):

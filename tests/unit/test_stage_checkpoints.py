@@ -18,9 +18,10 @@ from tests import tiny
 from tests.faults.forks import Fork
 from tests.unit.test_pipeline import sft
 from tests.unit.test_stage_resume import KEYS, interrupt, logged
+from toolkit import cli
 from toolkit.artifacts import checkpoint as on_disk
 from toolkit.errors import RecipeError, TrainingError, UsageError
-from toolkit.stages import checkpoints, position
+from toolkit.stages import checkpoints, disk, position, run_folder
 from toolkit.stages.checkpoints import SAVING, AtTheEndOfAnEpoch, move, remove_older
 from toolkit.stages.resuming import in_parts, newest
 
@@ -153,7 +154,7 @@ def test_a_full_disk_says_need_have_and_last(tiny_base, chats, tmp_path, monkeyp
         save(value, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    wanted = r"disk is full: a checkpoint needs [\d.]+ MiB, and [\d,.]+ MiB are free; the last whole checkpoint is checkpoint-2: make room"
+    wanted = r"disk is full \(a checkpoint needs \d+ KiB, .* free\); .*/checkpoint-2 is whole, .*: make room"
     with pytest.raises(TrainingError, match=wanted):
         sft(tiny_base, chats, run, **KEYS | {"save_total_limit": 1})
     assert newest(run) == run / "checkpoint-2"
@@ -161,8 +162,9 @@ def test_a_full_disk_says_need_have_and_last(tiny_base, chats, tmp_path, monkeyp
 
 def test_what_does_not_fit_is_not_begun(run, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-    with pytest.raises(TrainingError, match=r"needs 0\.\d MiB, and 0\.0 MiB are free"):
+    with pytest.raises(OSError, match="No space left") as refused:
         checkpoints.check_room(run)
+    assert disk.is_full(refused.value)
     checkpoints.check_room(run / "empty")
 
 
@@ -176,7 +178,7 @@ def test_a_file_that_the_system_cuts_off(trained, run, tiny_base, tmp_path):
 
     fork = Fork(cut_off, tmp_path / "log")
     assert fork.wait() == 1
-    assert "the disk is full: a checkpoint needs" in (tmp_path / "log").read_text()
+    assert "the disk is full (a checkpoint needs" in (tmp_path / "log").read_text()
     assert newest(run) == run / "checkpoint-3"
     again(trained, run, tiny_base)
     assert weights(run) == weights(trained / "run")
@@ -188,6 +190,13 @@ def test_what_a_killed_save_has_left_is_removed(trained, run, tiny_base, capsys)
     assert "half written is removed" in capsys.readouterr().out
     assert not (run / SAVING).exists()
     assert weights(run) == weights(trained / "run")
+
+
+def test_the_one_that_is_resumed_from_may_go_in_between(trained, run, tiny_base):
+    again(trained, run, tiny_base, max_steps=5, save_total_limit=1,
+          allow_change=["max_steps", "save_total_limit"])  # fmt: skip
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert [step for step, _ in logged(run)] == [1, 2, 3, 4, 5]
 
 
 def test_where_no_folder_can_be_renamed_it_is_copied(run, tmp_path, monkeypatch, capsys):
@@ -235,6 +244,47 @@ def test_one_that_is_named_is_refused_by_the_file(trained, run, tiny_base):
         TrainingError, match=r"checkpoint-2 cannot .* rng_state.pth is missing; name"
     ):
         again(trained, run, tiny_base, resume_from_checkpoint=str(run / "checkpoint-2"))
+
+
+def test_a_run_whose_record_is_lost_is_not_mixed_with_another(trained, run, tiny_base, chats):
+    (run / "started.json").unlink()
+    with pytest.raises(RecipeError, match=r"not this one any more \(learning_rate: 0.01 → 0.5"):
+        again(trained, run, tiny_base, learning_rate=0.5)
+    again(trained, run, tiny_base, learning_rate=0.5, overwrite=True)
+    assert rates(run) == [0.5] * 4, "from the first step"
+
+
+def test_what_was_allowed_once_counts_when_it_comes_to_a_checkpoint(trained, run, tiny_base):
+    """A crash before it leaves the old learning rate in the optimizer that would be loaded."""
+    started = json.loads((run / "started.json").read_text())
+    started["recipe"]["learning_rate"] = 0.02
+    (run / "started.json").write_text(json.dumps(started))
+    with pytest.raises(RecipeError, match=r"not this one any more \(learning_rate: 0.01 → 0.02"):
+        again(trained, run, tiny_base, learning_rate=0.02)
+    again(trained, run, tiny_base, learning_rate=0.02, allow_change=["learning_rate"])
+    assert rates(run) == [0.01, 0.01, 0.01, 0.02]
+
+
+def test_an_older_one_may_be_of_another_run(trained, run, tiny_base):
+    sealed = json.loads((run / "checkpoint-2" / on_disk.SEAL).read_text())
+    sealed["inputs"]["recipe"]["seed"] = 7
+    (run / "checkpoint-2" / on_disk.SEAL).write_text(json.dumps(sealed))
+    (run / "checkpoint-3" / "optimizer.pt").unlink()
+    with pytest.raises(RecipeError, match=r"checkpoint-2 is of another run \(seed: 7 → 42\)"):
+        again(trained, run, tiny_base)
+
+
+def test_a_crash_while_an_old_run_is_removed_leaves_its_record(run, tmp_path, monkeypatch):
+    removed = iter([None, OSError("gone")])
+    monkeypatch.setattr(run_folder.shutil, "rmtree", lambda path: raise_or_none(next(removed)))
+    with pytest.raises(OSError, match="gone"):
+        run_folder.remove(run)
+    assert (run / "started.json").is_file()
+
+
+def raise_or_none(error):
+    if error:
+        raise error
 
 
 def test_one_that_is_named_is_of_this_run(trained, run, tiny_base, tmp_path):
@@ -303,6 +353,25 @@ def test_what_changed_is_refused_and_what_is_meant_goes_on(trained, run, tiny_ba
     again(trained, run, tiny_base, learning_rate=0.02, allow_change=["learning_rate"])
     assert "allowed: learning_rate: 0.01 → 0.02" in " ".join(capsys.readouterr().out.split())
     assert rates(run) == [0.01, 0.01, 0.01, 0.02], "not what the saved optimizer says"
+
+
+def test_another_base_and_another_rank_are_refused(trained, run, tmp_path):
+    other = tiny.save_base(tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"lora_r: 4 → 8; model_name_or_path: .* → .*other"):
+        again(trained, run, other, lora_r=8)
+
+
+def test_both_flags_of_the_command(trained, run, tiny_base):
+    (run / "checkpoint-3" / "optimizer.pt").unlink()
+    keys = KEYS | {
+        "model_name_or_path": tiny_base, "dataset_name": trained / "chats.jsonl", "output_dir": run,
+        "lora_r": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 0.02,
+    }  # fmt: skip
+    words = ["sft", *(f"--{key}={value}" for key, value in keys.items())]
+    assert cli.main([*words, "--fresh-optimizer"]) == 3
+    words += ["--allow-change", "learning_rate"]
+    assert cli.main([*words, "--fresh-optimizer"]) == 0
+    assert rates(run) == [0.01, 0.01, 0.01, 0.02]
 
 
 def test_a_log_that_a_crash_has_cut_off(trained, run, tiny_base):
@@ -421,7 +490,7 @@ def test_a_rollout_of_other_processes_is_refused(tmp_path):
     (tmp_path / position.ROLLOUT.format(0)).touch()
     on_disk.seal(tmp_path, processes=2)
     with pytest.raises(TrainingError, match=r"by 2 process\(es\): resume with as many, found 1"):
-        position.load(None, tmp_path)
+        position.load(SimpleNamespace(args=None), tmp_path)
 
 
 def test_weights_are_of_the_checkpoint(trained):

@@ -1,11 +1,14 @@
 """A disk that fills up keeps the checkpoint before, says what is needed, and training goes on later."""
 
+import contextlib
 import errno
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 
 import pytest
@@ -17,6 +20,7 @@ from tests import tiny
 from toolkit.errors import TrainingError, UsageError
 from toolkit.models.finite import not_finite
 from toolkit.stages import disk
+from toolkit.stages.resuming import newest
 from toolkit.stages.sft_trainer import TokenExactSFTTrainer
 
 KEYS = {
@@ -112,7 +116,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("filled", range(40, 420, 60))
+@pytest.mark.parametrize(
+    "filled", [220, *(pytest.param(kib, marks=pytest.mark.slow) for kib in range(40, 420, 60))]
+)
 def test_a_small_disk(filled, small_disk, tiny_base, chats, tmp_path):
     """Wherever in a save the room ends, what was whole is whole, and with room it goes on."""
     run, ballast = small_disk / "run", small_disk / "ballast"
@@ -128,6 +134,39 @@ def test_a_small_disk(filled, small_disk, tiny_base, chats, tmp_path):
     ballast.unlink()
     for left in run.glob("checkpoint-*/trainer_state.json"):
         assert json.loads(left.read_text())["global_step"]
+    again = load_file(sft(tiny_base, chats, run).output_dir / "adapter_model.safetensors")
+    whole = sft(tiny_base, chats, tmp_path / "whole").output_dir / "adapter_model.safetensors"
+    assert all(torch.equal(again[key], value) for key, value in load_file(whole).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_room_that_comes_and_goes(seed, small_disk, tiny_base, chats, tmp_path):
+    """The disk fills up and empties at random, and the same command is given until it is done."""
+    run, ballast, said, done = small_disk / "run", small_disk / "ballast", [], threading.Event()
+
+    def fill():
+        draw = random.Random(seed)
+        while not done.wait(draw.uniform(0, 0.2)):
+            with contextlib.suppress(OSError):
+                ballast.write_bytes(b"x" * draw.randrange(500) * 1024)
+        ballast.unlink(missing_ok=True)
+
+    filling = threading.Thread(target=fill)
+    filling.start()
+    try:
+        for _ in range(20):
+            try:
+                sft(tiny_base, chats, run)
+                break
+            except TrainingError as error:
+                said.append(str(error))
+            assert not list(run.glob("checkpoint-*")) or newest(run) is not None
+    finally:
+        done.set()
+        filling.join()
+    assert said, "there was always room"
+    assert all("the disk is full" in line for line in said)
     again = load_file(sft(tiny_base, chats, run).output_dir / "adapter_model.safetensors")
     whole = sft(tiny_base, chats, tmp_path / "whole").output_dir / "adapter_model.safetensors"
     assert all(torch.equal(again[key], value) for key, value in load_file(whole).items())

@@ -12,7 +12,6 @@ import toolkit
 from tests import preferences, tiny
 from toolkit.errors import HubError, RecipeError, TrainingError
 from toolkit.models.finite import not_finite
-from toolkit.stages import guards
 from toolkit.stages.dpo import TokenDPOTrainer
 from toolkit.stages.reward_trainer import WeightedRewardTrainer
 from toolkit.stages.sft_trainer import TokenExactSFTTrainer
@@ -136,15 +135,6 @@ def test_pairs_are_named(stage, kind, tiny_base, tmp_path):
     said = refused(stage, tiny_base, rows, tmp_path / "run", **keys)
     assert "step 2 of 3: the loss is nan (" in said
     assert "pairs.jsonl row " in said
-
-
-def test_a_rollout_is_between_two_others():
-    class Args:
-        steps_per_generation, num_iterations, gradient_accumulation_steps = 4, 2, 2
-
-    assert [step for step in range(9) if guards.between_rollouts(Args, step)] == [0, 4, 8]
-    Args.steps_per_generation = None
-    assert guards.between_rollouts(Args, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -1,7 +1,7 @@
 """A checkpoint on disk: sealed with a manifest that is written last, and checked before it is used."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ def seal(folder: Path, **noted: Any) -> None:
     files = files_below(folder)
     for path in [*files.values(), *(path for path in folder.rglob("*") if path.is_dir())]:
         to_disk(path)
-    listed = {
+    write_json(folder / SEAL, noted | {"files": listed(files)})
+    to_disk(folder)
+
+
+def listed(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of some files, by their names."""
+    return {
         name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for name, path in files.items()
     }
-    write_json(folder / SEAL, noted | {"files": listed})
-    to_disk(folder)
 
 
 def files_below(folder: Path) -> dict[str, Path]:
@@ -67,6 +71,11 @@ def sealed(directory: Path) -> list[tuple[int, Path]]:
     return [(step, folder) for step, folder in numbered(directory) if (folder / SEAL).is_file()]
 
 
+def newest(directory: Path) -> Path | None:
+    """The newest folder that has a manifest."""
+    return next((folder for _, folder in sealed(directory)), None)
+
+
 def numbered(directory: Path) -> list[tuple[int, Path]]:
     """All folders `checkpoint-N` and their steps, the newest first."""
     found = [
@@ -79,10 +88,10 @@ def numbered(directory: Path) -> list[tuple[int, Path]]:
 
 def damage(folder: Path) -> Iterator[tuple[str, str]]:
     """What of a checkpoint is not as it was written: the file, and a phrase about it that names it."""
-    listed = contents(folder)
-    if listed is None:
+    written = contents(folder)
+    if written is None:
         yield SEAL, f"{SEAL}, which is written last, is missing or damaged"
-    for name, recorded in (listed or {}).items():
+    for name, recorded in (written or {}).items():
         if (phrase := fault_of(folder / name, recorded)) is not None:
             yield name, f"{name} {phrase}"
 
@@ -96,8 +105,8 @@ def lacking(folder: Path) -> Iterator[tuple[str, str]]:
 
 def contents(folder: Path) -> dict[str, Any] | None:
     """The files that a manifest lists; None without one."""
-    listed = (read_json(folder / SEAL) or {}).get("files")
-    return listed if isinstance(listed, dict) else None
+    written = (read_json(folder / SEAL) or {}).get("files")
+    return written if isinstance(written, dict) else None
 
 
 def fault_of(path: Path, recorded: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from toolkit.artifacts.checkpoint import STATE, seal
+from toolkit.artifacts.checkpoint import SEAL, STATE, damage, listed, numbered, seal
 from toolkit.artifacts.hub import BYTES_PER_SECOND, SECONDS, cleaned, in_a_process
 from toolkit.artifacts.hub_commit import again
 from toolkit.artifacts.hub_errors import sentence
@@ -31,7 +31,7 @@ LAST = "last-checkpoint"  # transformers' name for the newest
 RESUMABLE = (STATE, "optimizer.pt", "scheduler.pt")
 ALLOWED = (
     *WEIGHTS, *RESUMABLE, "model.safetensors.index.json", "adapter_config.json", "config.json",
-    "scaler.pt", "rng_state.pth", "rng_state_*.pth", "rollout_*.pt",
+    "scaler.pt", "rng_state.pth", "rng_state_*.pth", "rollout_*.pt", "reference.safetensors",
 )  # fmt: skip
 """What is pushed and pulled of a checkpoint, besides the inputs of its stage."""
 
@@ -62,6 +62,9 @@ def checkpoint_files(checkpoint: Path, scratch: Path) -> dict[str, Path]:
         files[STARTED] = scratch / STARTED
         write_json(files[STARTED], without_paths(inputs, lambda text: text))
     check_secrets(files)
+    # of the files as they are pushed, without local paths
+    write_json(scratch / SEAL, {"files": listed(files)})
+    files[SEAL] = scratch / SEAL
     return dict(sorted(files.items()))
 
 
@@ -131,7 +134,8 @@ def pull_checkpoint(
         tell(f"{repo} holds no checkpoint, so there is nothing to resume from")
         return None
     name, steps = found
-    if any(int(path.name[11:]) >= steps for path in folder.glob("checkpoint-[0-9]*")):
+    here = [path for step, path in numbered(folder) if step >= steps]
+    if any(next(damage(path), None) is None for path in here):
         return None
     try:
         return pull.bring(name, steps, tell)
@@ -203,19 +207,38 @@ class Pull:
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".hub-") as scratch:
             self.fetch(name, Path(scratch))
             pulled = Path(scratch) / name
+            self.check_arrived(pulled, tell)
             check_same_run(pulled, self.folder, self.repo, self.allow_change)
             state = json.loads((pulled / STATE).read_text(encoding="utf-8"))
             if best := state.get("best_model_checkpoint"):
                 state["best_model_checkpoint"] = self.best(Path(best).name, steps, tell)
                 write_json(pulled / STATE, state)
             seal(pulled, processes=writers(pulled))
-            return placed(pulled, self.folder / f"checkpoint-{steps}")
+            place = self.folder / f"checkpoint-{steps}"
+            if place.is_dir() and (phrase := next(damage(place), (None, None))[1]) is not None:
+                tell(f"{place.name} here ({phrase}) gives way to that of {self.repo}")
+                shutil.rmtree(place)
+            return placed(pulled, place)
+
+    def check_arrived(self, pulled: Path, tell: Callable[[str], None]) -> None:
+        """Compare what has arrived with the manifest that was pushed with it.
+
+        Raises:
+            HubError: naming the file that is another.
+        """
+        if not (pulled / SEAL).is_file():
+            tell(f"{pulled.name} of {self.repo} has no {SEAL}, so nobody knows whether it is whole")
+        elif (phrase := next(damage(pulled), (None, None))[1]) is not None:
+            raise HubError(
+                f"resume_from_checkpoint: {pulled.name} of {self.repo} is not as it was pushed "
+                f"({phrase}); push it again, or leave the key out to begin anew"
+            )
 
     def fetch(self, name: str, place: Path) -> None:
         """Download what `ALLOWED` names of one checkpoint."""
         for path in self.files:
             inside = path.removeprefix(f"{name}/")
-            if inside != path and (inside == STARTED or is_allowed(inside)):
+            if inside != path and (inside in (STARTED, SEAL) or is_allowed(inside)):
                 self.get(path, place)
 
     def best(self, name: str, steps: int, tell: Callable[[str], None]) -> str | None:
@@ -227,9 +250,11 @@ class Pull:
             tell(f"the best checkpoint so far, {name}, is not in {self.repo}: the last one counts")
             return None
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".hub-") as scratch:
+            pulled = Path(scratch) / name
             self.fetch(name, Path(scratch))
-            seal(Path(scratch) / name, processes=writers(Path(scratch) / name))
-            return str(placed(Path(scratch) / name, place))
+            self.check_arrived(pulled, tell)
+            seal(pulled, processes=writers(pulled))
+            return str(placed(pulled, place))
 
 
 def is_allowed(path: str) -> bool:

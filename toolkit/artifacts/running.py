@@ -145,10 +145,11 @@ def lives(holder: dict[str, Any], path: Path, *, locked: bool) -> bool:
     Args:
         holder: what it wrote.
         path: the lock's file.
-        locked: whether we have the lock, which on one machine proves that nobody else has.
+        locked: whether we have the lock, which on one machine proves that nobody else has; without
+            it a process of this number may be another one, so its signs of life count.
     """
-    if holder.get("host") == socket.gethostname():
-        return not locked and is_process(holder.get("pid"))
+    if holder.get("host") == socket.gethostname() and (locked or not is_process(holder.get("pid"))):
+        return False
     # clocks of two machines differ: both times are the file system's
     probe = path.with_name(f".{path.name}.{os.getpid()}")
     probe.touch()

@@ -7,6 +7,7 @@ old ones there; `_load_optimizer_and_scheduler` is called whenever training resu
 """
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,6 @@ from toolkit.stages.processes import is_first_of_machine, is_first_process, meet
 from toolkit.stages.terminal import note
 
 SAVING = ".saving"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# As torch's, safetensors' and the tokenizers' writers say it.
-NO_ROOM_IN_WORDS = ("No space left", "unexpected pos", "file write failed", "File too large")
 NO_RENAME = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 T = TypeVar("T")
@@ -67,10 +65,6 @@ class Resumable:
             meet()
             if is_first_of_machine() and written.is_dir():  # a machine with a disk of its own
                 self.put_in_place(written, directory / name)
-        except Exception as error:
-            if (told := full(error, directory, written)) is None:
-                raise
-            raise told from error
         finally:
             self._saving = False
             if is_first_of_machine():
@@ -201,39 +195,8 @@ def check_room(directory: Path) -> None:
     """Refuse to begin a checkpoint that does not fit, by the size of the one before it.
 
     Raises:
-        TrainingError: saying what is needed, and what is there.
+        OSError: as the operating system's for a full disk, of which `disk` makes one line.
     """
-    earlier = on_disk.sealed(directory)
-    if not earlier:
-        return
-    need, have = on_disk.size_of(earlier[0][1]), shutil.disk_usage(directory).free
-    if have < need:
-        raise full_disk(directory, need, have)
-
-
-def full_disk(directory: Path, need: int, have: int) -> TrainingError:
-    """What is said where a checkpoint does not fit."""
-    last = on_disk.sealed(directory)
-    whole = f"the last whole checkpoint is {last[0][1].name}" if last else "there is no checkpoint"
-    return TrainingError(
-        f"{directory}: the disk is full: a checkpoint needs {need / 2**20:,.1f} MiB, and "
-        f"{have / 2**20:,.1f} MiB are free; {whole}: make room and run the same command again"
-    )
-
-
-def full(error: Exception, directory: Path, written: Path) -> TrainingError | None:
-    """What to say of an error that came while a checkpoint was written; None if the disk has room.
-
-    Args:
-        error: torch's, safetensors' or the operating system's.
-        directory: where the checkpoint should have gone.
-        written: what there is of it.
-    """
-    said = str(error)
-    no_room = isinstance(error, OSError) and error.errno in NO_ROOM
-    if not no_room and not any(words in said for words in NO_ROOM_IN_WORDS):
-        return None
-    partial = on_disk.size_of(written) if written.is_dir() else 0
-    earlier = on_disk.sealed(directory)
-    need = max(partial, on_disk.size_of(earlier[0][1]) if earlier else 0)
-    return full_disk(directory, need, shutil.disk_usage(directory).free + partial)
+    earlier = on_disk.newest(directory)
+    if earlier and shutil.disk_usage(directory).free < on_disk.size_of(earlier):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

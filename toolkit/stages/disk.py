@@ -7,8 +7,8 @@ from typing import Any
 
 from peft import PeftModel
 
+from toolkit.artifacts.checkpoint import newest, size_of
 from toolkit.errors import ToolkitError
-from toolkit.stages.guards import last_checkpoint
 from toolkit.stages.terminal import note
 
 # The operating system's words for it, and those of torch's own writer of checkpoints.
@@ -30,11 +30,6 @@ def is_full(error: BaseException) -> bool:
     return False
 
 
-def size_of(folder: Path) -> int:
-    """The bytes of the files in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def expected_size(model: Any) -> int:
     """About how many bytes a checkpoint of a model takes: what is saved, and AdamW's state."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -51,7 +46,7 @@ def existing(folder: Path) -> Path:
 def warn_if_scarce(trainer: Any) -> None:
     """Say so before training where the disk has no room for two checkpoints."""
     folder = Path(str(trainer.args.output_dir))
-    last = last_checkpoint(folder)
+    last = newest(folder)
     need = size_of(last) if last else expected_size(trainer.model)
     free = shutil.disk_usage(existing(folder)).free
     if free < ROOM * need:
@@ -64,7 +59,7 @@ def warn_if_scarce(trainer: Any) -> None:
 
 def full_disk(folder: Path) -> str:
     """The one line for a full disk: what is needed, what is there, and what is safe."""
-    last = last_checkpoint(folder)
+    last = newest(folder)
     need = f"a checkpoint needs {in_units(size_of(last))}, " if last else ""
     kept = f"{last} is whole, and" if last else "no checkpoint was written;"
     try:

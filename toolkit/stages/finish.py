@@ -23,6 +23,7 @@ from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.checkpoints import AtTheEndOfAnEpoch
 from toolkit.stages.disk import warn_if_scarce
 from toolkit.stages.guards import guarded
+from toolkit.stages.position import is_sharded
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.proved import Saved
@@ -46,8 +47,8 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     directory = Path(str(trainer.args.output_dir))
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(progress)
-    trainer.add_callback(WarmupFits(recipe))
+    for callback in (progress, WarmupFits(recipe), AtTheEndOfAnEpoch()):
+        trainer.add_callback(callback)
     note_start(trainer)
     keep_private(trainer, recipe)
     pusher = pusher_of(trainer, recipe)
@@ -56,11 +57,11 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     checkpoint = found(recipe, directory)
     trainer.fresh_optimizer = recipe.fresh_optimizer  # pyright: ignore[reportAttributeAccessIssue]
     trainer.new_settings = bool(recipe.allow_change)  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.add_callback(AtTheEndOfAnEpoch())
     if checkpoint and has_ended(trainer, checkpoint):
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)
         return
+    resumed_at = state_of(checkpoint).global_step if checkpoint else 0  # it may go in between
     if checkpoint:
         note(f"resuming from {checkpoint}")
     warn_if_scarce(trainer)
@@ -87,7 +88,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         if pusher is not None:
             pusher.finish()
     if checkpoint:
-        count_all(trainer, state_of(checkpoint).global_step)
+        count_all(trainer, resumed_at)
 
 
 def note_start(trainer: Any) -> None:
@@ -103,11 +104,6 @@ def note_start(trainer: Any) -> None:
     trainer.started_from = digests.start_of(
         trainer.model, adapters_trained, with_base=not is_sharded(trainer)
     )
-
-
-def is_sharded(trainer: Trainer) -> bool:
-    """Whether no process holds the whole model."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def on_shards(trainer: Trainer) -> bool:

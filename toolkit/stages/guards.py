@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from toolkit.artifacts.checkpoint import newest
 from toolkit.errors import Interrupted, TrainingError
 from toolkit.stages.batch_rows import rows_of
 from toolkit.stages.checkpoint_push import CheckpointPush
@@ -134,7 +135,7 @@ class Guard(TrainerCallback):
 
     def kept(self) -> str:
         """What is on disk of this training."""
-        last = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        last = newest(Path(str(self.trainer.args.output_dir)))
         return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def on_step_end(
@@ -146,7 +147,7 @@ class Guard(TrainerCallback):
             TrainingError: if what would be saved is not finite.
         """
         number = self.agreed if processes() > 1 else self.request.number
-        if number and between_rollouts(args, state.global_step):
+        if number:
             self.stopped_by = number
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
@@ -186,7 +187,7 @@ class Guard(TrainerCallback):
     def interrupted(self, number: int) -> Interrupted:
         """The exception that ends an interrupted training."""
         state = self.trainer.state
-        last = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        last = newest(Path(str(self.trainer.args.output_dir)))
         again = "goes on from there" if last else "starts anew"
         return Interrupted(
             f"interrupted by {name_of(number)} after step {state.global_step} of "
@@ -209,20 +210,3 @@ def largest_of(tensors: Iterable[Tensor | None]) -> float:
     there: list[Any] = [tensor.detach() for tensor in tensors if tensor is not None]
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in there]
     return float(get_total_norm([part for part in parts if part.numel()], math.inf))
-
-
-def between_rollouts(args: Any, step: int) -> bool:
-    """Whether no rollout is half learnt from after a step; always so where nothing is sampled."""
-    if not (rollout := getattr(args, "steps_per_generation", None)):
-        return True
-    return step * args.gradient_accumulation_steps % (rollout * args.num_iterations) == 0
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint of the latest step in a folder."""
-    steps = [
-        (int(folder.name.rpartition("-")[2]), folder)
-        for folder in directory.glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit()
-    ]
-    return max(steps)[1] if steps else None

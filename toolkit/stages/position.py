@@ -1,4 +1,4 @@
-"""Where training was, beyond what transformers keeps: the rollout it learns from, the order of rows.
+"""Where training was, beyond what transformers keeps: rollout, moving reference, order of rows.
 
 TRL's private names were read in TRL 1.16, trainer/grpo_trainer.py: `_step` counts the batches that
 were learnt from, and `_buffered_inputs` is the rollout that they are cut from.
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.utils import RepeatSampler
@@ -20,10 +21,16 @@ from toolkit.stages.processes import process_index, processes
 from toolkit.stages.prompt_order import PromptOrder
 
 ROLLOUT = "rollout_{}.pt"
+REFERENCE = "reference.safetensors"
 
 
 def save(trainer: Any, checkpoint: Path) -> None:
-    """Keep the rollout that is being learnt from, unless the next step samples another."""
+    """Keep the rollout that is being learnt from, unless the next step samples another.
+
+    And the reference, where it follows the model.
+    """
+    if moves(trainer) and trainer.args.should_save and not is_sharded(trainer):
+        save_model(trainer.accelerator.unwrap_model(trainer.ref_model), str(checkpoint / REFERENCE))
     if not hasattr(trainer, "_buffered_inputs"):
         return
     every = trainer.args.steps_per_generation * trainer.num_iterations
@@ -34,11 +41,19 @@ def save(trainer: Any, checkpoint: Path) -> None:
 
 
 def load(trainer: Any, checkpoint: Path) -> None:
-    """Go on in the middle of a rollout, where the checkpoint holds one.
+    """Go on in the middle of a rollout, where the checkpoint holds one, with the reference of then.
 
     Raises:
-        TrainingError: if another number of processes wrote it, each its part.
+        TrainingError: if another number of processes wrote the rollout, each its part, or a
+            reference that moves was not saved.
     """
+    if moves(trainer):
+        if not (checkpoint / REFERENCE).is_file():
+            raise TrainingError(
+                f"{checkpoint}: {REFERENCE} was not saved with it, and sync_ref_model: true has moved "
+                "the reference; name another checkpoint, or begin anew"
+            )
+        load_model(trainer.accelerator.unwrap_model(trainer.ref_model), checkpoint / REFERENCE)
     wrote = (read_json(checkpoint / SEAL) or {}).get("processes", 1)
     if not any(checkpoint.glob(ROLLOUT.format("*"))):
         return
@@ -50,6 +65,17 @@ def load(trainer: Any, checkpoint: Path) -> None:
     path = checkpoint / ROLLOUT.format(process_index())
     held = torch.load(path, map_location=trainer.args.device, weights_only=True)
     trainer._step, trainer._buffered_inputs = held["step"], held["batches"]
+
+
+def moves(trainer: Any) -> bool:
+    """Whether the reference follows the model."""
+    follows = getattr(trainer.args, "sync_ref_model", False)
+    return follows and getattr(trainer, "ref_model", None) is not None
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Whether no process holds a whole model."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 class LengthOrder(Sampler[int]):

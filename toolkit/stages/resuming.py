@@ -62,7 +62,7 @@ def found(recipe: StageRecipe, directory: Path) -> Path | None:
         A folder; None where there is none yet. Every process gets the same.
 
     Raises:
-        RecipeError: if the one that is named is not there, or is of another run.
+        RecipeError: if the one that is named is not there, or what it is of had other inputs.
         TrainingError: if none that is there can be resumed from.
     """
     outcome = from_first(chosen(recipe, directory) if is_first_process() else None)
@@ -77,12 +77,15 @@ def chosen(recipe: StageRecipe, directory: Path) -> Path | ToolkitError | None:
     """As `found`, with the error as a value, so that every process can raise it."""
     asked = recipe["resume_from_checkpoint"]
     try:
-        if not asked or asked == FROM_HUB:
-            return newest(directory, fresh_optimizer=recipe.fresh_optimizer)
-        check_named(Path(asked), directory, recipe)
+        if asked and asked != FROM_HUB:
+            check_named(Path(asked), directory, recipe)
+            return Path(asked)
+        taken = newest(directory, fresh_optimizer=recipe.fresh_optimizer)
+        if taken is not None:
+            check_inputs(taken, directory, recipe)
     except ToolkitError as error:
         return error
-    return Path(asked)
+    return taken
 
 
 def tell_processes(folder: Path) -> None:
@@ -148,12 +151,23 @@ def check_named(asked: Path, directory: Path, recipe: StageRecipe) -> None:
             f"resume_from_checkpoint: {asked} cannot be resumed from: {reason}; name another"
             f"{', or give --fresh-optimizer to go on without it' if fresh else ''}"
         )
-    before = (read_json(asked / on_disk.SEAL) or {}).get("inputs")
+    check_inputs(asked, directory, recipe)
+
+
+def check_inputs(checkpoint: Path, directory: Path, recipe: StageRecipe) -> None:
+    """Refuse a checkpoint of a run with other inputs than this one's, as far as it says its own.
+
+    One of this folder may be too, where those after it are damaged.
+
+    Raises:
+        RecipeError: naming what differs.
+    """
+    before = (read_json(checkpoint / on_disk.SEAL) or {}).get("inputs")
     now = read_json(directory / STARTED)
     differing = changes(before, now) if before and now else []
     refused = [phrase for name, phrase in differing if name not in recipe.allow_change]
     if refused:
         raise RecipeError(
-            f"resume_from_checkpoint: {asked} is of another run ({'; '.join(refused)}); give "
-            "--allow-change KEY for each change that is meant, or name another"
+            f"{checkpoint} is of another run ({'; '.join(refused)}); give --allow-change KEY for "
+            "each change that is meant, or name another in resume_from_checkpoint"
         )

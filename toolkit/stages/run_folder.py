@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import manifest
+from toolkit.artifacts.checkpoint import SEAL, newest
 from toolkit.artifacts.running import only_run
 from toolkit.errors import RecipeError
 from toolkit.stages import terminal
@@ -16,6 +17,17 @@ from toolkit.stages.processes import is_first_process
 def alone_in(folder: Path) -> AbstractContextManager[None]:
     """Keep other runs out of a folder while the block runs."""
     return only_run(folder, terminal.note) if is_first_process() else nullcontext()
+
+
+def inputs_before(folder: Path) -> dict[str, Any] | None:
+    """What an unfinished run in a folder was started with; None where there is none.
+
+    Its newest checkpoint says so: the folder's own record may be lost, or be of a start that came to
+    no checkpoint yet.
+    """
+    checkpoint = newest(folder)
+    sealed = (manifest.read_json(checkpoint / SEAL) or {}) if checkpoint else {}
+    return sealed.get("inputs") or manifest.read_json(folder / manifest.STARTED)
 
 
 def refuse_or_clear(
@@ -52,11 +64,16 @@ def refuse_or_clear(
     if is_first_process():
         (folder / "log.jsonl").unlink(missing_ok=True)
     if at_stake and is_first_process():
-        old = manifest.read_json(folder / manifest.MANIFEST) or {}
-        for name in (manifest.MANIFEST, manifest.STARTED, *old.get("outputs", ())):
-            (folder / name).unlink(missing_ok=True)
-        for path in folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
-        for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
-            for path in folder.glob(pattern):
-                path.unlink()
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove what a run left; what it was of goes last, so that a crash in between mixes no two."""
+    old = manifest.read_json(folder / manifest.MANIFEST) or {}
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in (*old.get("outputs", ()), manifest.MANIFEST, manifest.STARTED):
+        (folder / name).unlink(missing_ok=True)
