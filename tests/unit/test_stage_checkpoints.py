@@ -20,7 +20,7 @@ from tests.unit.test_pipeline import sft
 from tests.unit.test_stage_resume import KEYS, interrupt, logged
 from toolkit.artifacts import checkpoint as on_disk
 from toolkit.errors import RecipeError, TrainingError, UsageError
-from toolkit.stages import checkpoints, position
+from toolkit.stages import checkpoints, disk, position
 from toolkit.stages.checkpoints import SAVING, AtTheEndOfAnEpoch, move, remove_older
 from toolkit.stages.resuming import in_parts, newest
 
@@ -153,7 +153,7 @@ def test_a_full_disk_says_need_have_and_last(tiny_base, chats, tmp_path, monkeyp
         save(value, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    wanted = r"disk is full: a checkpoint needs [\d.]+ MiB, and [\d,.]+ MiB are free; the last whole checkpoint is checkpoint-2: make room"
+    wanted = r"disk is full: a checkpoint needs \d+ KiB, and [\d.]+ .iB are free; the last whole checkpoint is checkpoint-2: make room"
     with pytest.raises(TrainingError, match=wanted):
         sft(tiny_base, chats, run, **KEYS | {"save_total_limit": 1})
     assert newest(run) == run / "checkpoint-2"
@@ -161,9 +161,9 @@ def test_a_full_disk_says_need_have_and_last(tiny_base, chats, tmp_path, monkeyp
 
 def test_what_does_not_fit_is_not_begun(run, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-    with pytest.raises(TrainingError, match=r"needs 0\.\d MiB, and 0\.0 MiB are free"):
-        checkpoints.check_room(run)
-    checkpoints.check_room(run / "empty")
+    with pytest.raises(TrainingError, match=r"needs \d+ KiB, and 1 KiB are free"):
+        disk.check_room(run)
+    disk.check_room(run / "empty")
 
 
 def test_a_file_that_the_system_cuts_off(trained, run, tiny_base, tmp_path):

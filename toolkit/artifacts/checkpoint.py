@@ -67,6 +67,11 @@ def sealed(directory: Path) -> list[tuple[int, Path]]:
     return [(step, folder) for step, folder in numbered(directory) if (folder / SEAL).is_file()]
 
 
+def newest_sealed(directory: Path) -> Path | None:
+    """The newest checkpoint that has a manifest."""
+    return next((folder for _, folder in sealed(directory)), None)
+
+
 def numbered(directory: Path) -> list[tuple[int, Path]]:
     """All folders `checkpoint-N` and their steps, the newest first."""
     found = [

@@ -19,13 +19,11 @@ from toolkit.artifacts.checkpoint import STATE
 from toolkit.artifacts.manifest import STARTED, read_json
 from toolkit.errors import TrainingError
 from toolkit.stages import position
+from toolkit.stages.disk import DiskFull, check_room, full_disk, is_full
 from toolkit.stages.processes import is_first_of_machine, is_first_process, meet, processes
 from toolkit.stages.terminal import note
 
 SAVING = ".saving"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# As torch's, safetensors' and the tokenizers' writers say it.
-NO_ROOM_IN_WORDS = ("No space left", "unexpected pos", "file write failed", "File too large")
 NO_RENAME = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 T = TypeVar("T")
@@ -68,9 +66,11 @@ class Resumable:
             if is_first_of_machine() and written.is_dir():  # a machine with a disk of its own
                 self.put_in_place(written, directory / name)
         except Exception as error:
-            if (told := full(error, directory, written)) is None:
+            if isinstance(error, DiskFull) or not is_full(error):
                 raise
-            raise told from error
+            raise full_disk(
+                directory, on_disk.size_of(written) if written.is_dir() else 0
+            ) from error
         finally:
             self._saving = False
             if is_first_of_machine():
@@ -195,45 +195,3 @@ def put_away(folder: Path) -> None:
         (folder / on_disk.SEAL).unlink(missing_ok=True)
         gone = folder
     shutil.rmtree(gone)
-
-
-def check_room(directory: Path) -> None:
-    """Refuse to begin a checkpoint that does not fit, by the size of the one before it.
-
-    Raises:
-        TrainingError: saying what is needed, and what is there.
-    """
-    earlier = on_disk.sealed(directory)
-    if not earlier:
-        return
-    need, have = on_disk.size_of(earlier[0][1]), shutil.disk_usage(directory).free
-    if have < need:
-        raise full_disk(directory, need, have)
-
-
-def full_disk(directory: Path, need: int, have: int) -> TrainingError:
-    """What is said where a checkpoint does not fit."""
-    last = on_disk.sealed(directory)
-    whole = f"the last whole checkpoint is {last[0][1].name}" if last else "there is no checkpoint"
-    return TrainingError(
-        f"{directory}: the disk is full: a checkpoint needs {need / 2**20:,.1f} MiB, and "
-        f"{have / 2**20:,.1f} MiB are free; {whole}: make room and run the same command again"
-    )
-
-
-def full(error: Exception, directory: Path, written: Path) -> TrainingError | None:
-    """What to say of an error that came while a checkpoint was written; None if the disk has room.
-
-    Args:
-        error: torch's, safetensors' or the operating system's.
-        directory: where the checkpoint should have gone.
-        written: what there is of it.
-    """
-    said = str(error)
-    no_room = isinstance(error, OSError) and error.errno in NO_ROOM
-    if not no_room and not any(words in said for words in NO_ROOM_IN_WORDS):
-        return None
-    partial = on_disk.size_of(written) if written.is_dir() else 0
-    earlier = on_disk.sealed(directory)
-    need = max(partial, on_disk.size_of(earlier[0][1]) if earlier else 0)
-    return full_disk(directory, need, shutil.disk_usage(directory).free + partial)

@@ -56,7 +56,6 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     checkpoint = found(recipe, directory)
     trainer.fresh_optimizer = recipe.fresh_optimizer  # pyright: ignore[reportAttributeAccessIssue]
     trainer.new_settings = bool(recipe.allow_change)  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.add_callback(AtTheEndOfAnEpoch())
     if checkpoint and has_ended(trainer, checkpoint):
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)
@@ -66,6 +65,9 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     warn_if_scarce(trainer)
     try:
         with guarded(trainer):
+            trainer.add_callback(
+                AtTheEndOfAnEpoch()
+            )  # last: it puts off whatever save is asked for
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(

@@ -1,6 +1,7 @@
 """What watches over training: numbers that are not finite, and signals that ask it to stop.
 
-All processes stop at the same step, for one small all-reduce in each.
+All processes stop at the same step, for one small all-reduce in each. Losses and the size of the
+gradient are fetched from the device together, once in an optimizer step.
 """
 
 import math
@@ -9,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
+from toolkit.artifacts.checkpoint import newest_sealed
 from toolkit.errors import Interrupted, TrainingError
 from toolkit.stages.batch_rows import rows_of
 from toolkit.stages.checkpoint_push import CheckpointPush
@@ -41,6 +45,8 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         trainer.training_step = guard.watched(step)
         try:
             yield
+            if request.number:  # after the last step
+                raise guard.interrupted(request.number)
         except Exception as error:
             # a launcher's signal ends workers and other processes in the middle of the step too
             if not request.number or isinstance(error, TrainingError):
@@ -87,12 +93,14 @@ class Guard(TrainerCallback):
         Raises:
             TrainingError: naming the process, what it found and the rows.
         """
-        losses = [float(loss) for loss, _ in self.batches]
+        size = largest_of(weight.grad for weight in trained_by(kwargs["optimizer"]))
+        found = [loss for loss, _ in self.batches]
+        found.append(size.to(found[0].device))
+        # waits for the device, once
+        *losses, gradient = torch.stack([number.float() for number in found]).tolist()
         bad = not all(map(math.isfinite, losses))
-        gradient = largest_of(weight.grad for weight in trained_by(kwargs["optimizer"]))
         bad_gradient = not math.isfinite(gradient) and not self.scaler_will_skip()
-        number, signal = largest([bad or bad_gradient, self.request.number])
-        self.agreed = signal
+        number, self.agreed = largest([bad or bad_gradient, self.request.number])
         if number:
             raise self.not_finite(losses, gradient if bad_gradient else 0.0)
         self.batches.clear()
@@ -134,29 +142,45 @@ class Guard(TrainerCallback):
 
     def kept(self) -> str:
         """What is on disk of this training."""
-        last = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        last = newest_sealed(Path(str(self.trainer.args.output_dir)))
         return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Where a signal came, have a checkpoint written and nothing else done.
+        """Where a signal came, have a checkpoint written as the last thing.
+
+        An evaluation that is due comes before it: a training that goes on from the checkpoint would
+        not make up for it.
 
         Raises:
             TrainingError: if what would be saved is not finite.
         """
         number = self.agreed if processes() > 1 else self.request.number
-        if number and between_rollouts(args, state.global_step):
+        if number:
             self.stopped_by = number
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            if args.save_strategy == SaveStrategy.BEST:  # which would save it only if it is
+                args.save_strategy = SaveStrategy.STEPS
             # what is interrupted is not published
             handler = self.trainer.callback_handler
             kept = [each for each in handler.callbacks if not isinstance(each, CheckpointPush)]
             handler.callbacks = kept
-        self.check_before_save(control, kwargs["optimizer"])
+        if control.should_save:
+            self.check_weights()
 
     def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """As before every checkpoint.
+
+        Raises:
+            TrainingError: if what would be saved is not finite.
+        """
+        if control.should_save:
+            self.check_weights()
+
+    def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """End an interrupted training, once its checkpoint is there.
@@ -166,17 +190,33 @@ class Guard(TrainerCallback):
         """
         if self.stopped_by:
             raise self.interrupted(self.stopped_by)
-        self.check_before_save(control, kwargs["optimizer"])
 
-    def check_before_save(self, control: TrainerControl, optimizer: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where a signal came after the last step, keep what was trained, and end likewise.
+
+        Raises:
+            Interrupted: in every process.
+        """
+        [number] = largest([self.stopped_by or self.request.number])
+        if not number:
+            return
+        last = newest_sealed(Path(str(args.output_dir)))
+        here = last is not None and last.name == f"checkpoint-{state.global_step}"
+        # with the best weights in the model, these are not those of the last step
+        if not here and not args.load_best_model_at_end:
+            self.check_weights()
+            self.trainer._save_checkpoint(self.trainer.model, None)
+        raise self.interrupted(number)
+
+    def check_weights(self) -> None:
         """Refuse to put a checkpoint in the place of a good one if a weight is not finite.
 
         Raises:
             TrainingError: in every process.
         """
-        if not control.should_save:
-            return
-        value = largest_of(trained_by(optimizer))
+        value = float(largest_of(trained_by(self.trainer.optimizer)))
         if largest([not math.isfinite(value)])[0]:
             raise self.error(
                 f"step {self.trainer.state.global_step}: {WEIGHTS} is not finite after it, so no "
@@ -186,7 +226,7 @@ class Guard(TrainerCallback):
     def interrupted(self, number: int) -> Interrupted:
         """The exception that ends an interrupted training."""
         state = self.trainer.state
-        last = last_checkpoint(Path(str(self.trainer.args.output_dir)))
+        last = newest_sealed(Path(str(self.trainer.args.output_dir)))
         again = "goes on from there" if last else "starts anew"
         return Interrupted(
             f"interrupted by {name_of(number)} after step {state.global_step} of "
@@ -201,28 +241,11 @@ def trained_by(optimizer: Any) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def largest_of(tensors: Iterable[Tensor | None]) -> float:
-    """The largest absolute value of some tensors; not finite if one of theirs is not.
+def largest_of(tensors: Iterable[Tensor | None]) -> Tensor:
+    """The largest absolute value of some tensors, on their device; not finite if one is not.
 
     Of a sharded tensor, this process's part.
     """
     there: list[Any] = [tensor.detach() for tensor in tensors if tensor is not None]
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in there]
-    return float(get_total_norm([part for part in parts if part.numel()], math.inf))
-
-
-def between_rollouts(args: Any, step: int) -> bool:
-    """Whether no rollout is half learnt from after a step; always so where nothing is sampled."""
-    if not (rollout := getattr(args, "steps_per_generation", None)):
-        return True
-    return step * args.gradient_accumulation_steps % (rollout * args.num_iterations) == 0
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint of the latest step in a folder."""
-    steps = [
-        (int(folder.name.rpartition("-")[2]), folder)
-        for folder in directory.glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit()
-    ]
-    return max(steps)[1] if steps else None
+    return get_total_norm([part for part in parts if part.numel()], math.inf)
