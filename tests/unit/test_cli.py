@@ -75,6 +75,8 @@ def test_check_keys(recipe, capsys):
         (["run"], "a recipe must come first"),
         (["run", "--learning_rate", "1e-4", "x.yaml"], "found --learning_rate"),
         (["inspect", "--json"], "a recipe must come first"),
+        (["merge"], "required: directory, --output; usage: toolkit merge DIR --output OUT ["),
+        (["verify", "a", "b"], "unrecognized arguments: b; usage: toolkit verify DIR"),
     ],
 )
 def test_a_wrong_command_line(words, said, capsys):
@@ -197,9 +199,8 @@ def test_debug_with_a_value_is_transformers_key(recipe):
 
 @pytest.mark.parametrize("rows", ["-1", "x"])
 def test_inspect_counts_from_nought(rows, recipe, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["inspect", recipe(), f"--rows={rows}"])
-    assert "expected a whole number from 0" in capsys.readouterr().err
+    line = fails(capsys, 2, "inspect", recipe(), f"--rows={rows}")
+    assert "expected a whole number from 0" in line
 
 
 @pytest.mark.parametrize(
