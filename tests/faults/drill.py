@@ -1,6 +1,8 @@
-"""The kill drill: kill -9 at random moments, start again until done, compare with the unbroken run.
+"""The drills: end a run at random moments, start again until done, compare with the unbroken run.
 
-python -m tests.faults.drill --rounds 200 --seed 1 [--stage sft …]
+python -m tests.faults.drill --rounds 200 --seed 1 [--stage sft …] [--way kill|term|pause]
+
+The ways: `kill -9`; SIGTERM, after which the run has a grace time; SIGSTOP and SIGCONT.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,6 +48,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "ppo": ROLLOUTS | {"num_iterations": 2},
 }  # fmt: skip
 MOST_KILLS = 30  # in one round; after that it may run to its end
+GRACE_S = 30.0  # as torch's launcher gives
+WAYS = ("kill", "term", "pause")
 
 
 @dataclass
@@ -53,21 +58,23 @@ class Report:
 
     Attributes:
         rounds: how many were played.
-        kills: how often a run was killed.
+        kills: how often a run was killed, told to end, or paused.
         saving: how many of these runs left a checkpoint half written.
+        longest: seconds from SIGTERM to the end of the run, at most.
         failures: what went wrong, a line each.
     """
 
     rounds: int = 0
     kills: int = 0
     saving: int = 0
+    longest: float = 0.0
     failures: list[str] = field(default_factory=list)
 
 
-def stage_run(stage: str, base: Path, folder: Path) -> Callable[[], Any]:
+def stage_run(stage: str, base: Path, folder: Path, **changed: Any) -> Callable[[], Any]:
     """One start of a stage; it goes on from what is in the folder."""
     run = getattr(toolkit, stage)
-    return lambda: run(model=str(base), output_dir=str(folder), **STAGES[stage])
+    return lambda: run(model=str(base), output_dir=str(folder), **STAGES[stage] | changed)
 
 
 def digest(folder: Path) -> str:
@@ -80,7 +87,7 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def play(stage: str, rounds: int, seed: int, place: Path, base: Path) -> Report:
+def play(stage: str, rounds: int, seed: int, place: Path, base: Path, way: str = "kill") -> Report:
     """Play some rounds of one stage, and compare each with the run that nothing broke.
 
     Args:
@@ -89,8 +96,9 @@ def play(stage: str, rounds: int, seed: int, place: Path, base: Path) -> Report:
         seed: of the moments.
         place: an empty folder.
         base: the model that is trained.
+        way: a word of WAYS.
     """
-    draw = random.Random(f"{stage} {seed}")
+    draw = random.Random(f"{stage} {seed} {way}")
     whole = place / "whole"
     begun = time.monotonic()
     code = Fork(stage_run(stage, base, whole), place / "whole.log").wait()
@@ -99,7 +107,10 @@ def play(stage: str, rounds: int, seed: int, place: Path, base: Path) -> Report:
     wanted, report = digest(whole), Report()
     for number in range(rounds):
         folder, log = place / f"round-{number}", place / f"round-{number}.log"
-        wrong = one_round(stage_run(stage, base, folder), folder, log, draw, length, report)
+        # the only checkpoints are then those that the signals have written
+        changed = {"save_strategy": "no"} if way == "term" else {}
+        work = stage_run(stage, base, folder, **changed)
+        wrong = one_round(work, folder, log, draw, length, report, way)
         if wrong is None and digest(folder) != wanted:
             wrong = "other weights than the unbroken run"
         report.rounds += 1
@@ -118,20 +129,47 @@ def one_round(
     draw: random.Random,
     length: float,
     report: Report,
+    way: str,
 ) -> str | None:
     """Start, kill and start again until it is done; what went wrong, or None."""
     for kill in range(MOST_KILLS + 1):
         fork = Fork(work, log)
         code = fork.wait(draw.uniform(0.0, 1.2 * length) if kill < MOST_KILLS else None)
         if code is None:
-            fork.kill()
             report.kills += 1
+            code = {"kill": killed, "term": told_to_end, "pause": paused}[way](fork, draw, report)
             report.saving += any((folder / ".saving").glob("checkpoint-*"))
-        elif code == 0:
+        if code == 0:
             return None
-        else:
+        if code is not None:
             return f"start {kill + 1} ended with {code}"
     return None
+
+
+def killed(fork: Fork, draw: random.Random, report: Report) -> None:
+    """As a machine that loses power."""
+    fork.kill()
+
+
+def told_to_end(fork: Fork, draw: random.Random, report: Report) -> int | str | None:
+    """SIGTERM, and the grace time; None if the run ended as it should, else its exit code."""
+    begun = time.monotonic()
+    fork.send(signal.SIGTERM)
+    code = fork.wait(GRACE_S)
+    report.longest = max(report.longest, time.monotonic() - begun)
+    if code is None:
+        fork.kill()
+        return f"nothing, {GRACE_S:.0f} s after SIGTERM"
+    # at the very start, before anything is there to be kept, it ends as any process
+    return None if code in (128 + signal.SIGTERM, -signal.SIGTERM) else code
+
+
+def paused(fork: Fork, draw: random.Random, report: Report) -> int | None:
+    """SIGSTOP, and SIGCONT some time later; the run's exit code."""
+    fork.send(signal.SIGSTOP)
+    time.sleep(draw.uniform(0.0, 0.5))
+    fork.send(signal.SIGCONT)
+    return fork.wait()
 
 
 def main() -> int:
@@ -140,6 +178,7 @@ def main() -> int:
     arguments.add_argument("--rounds", type=int, default=200, help="in all, shared by the stages")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--stage", action="append", choices=STAGES)
+    arguments.add_argument("--way", choices=WAYS, default="kill")
     asked = arguments.parse_args()
     stages = asked.stage or list(STAGES)
     torch.set_num_threads(1)
@@ -150,10 +189,14 @@ def main() -> int:
     for at, stage in enumerate(stages):
         number = asked.rounds // len(stages) + (at < asked.rounds % len(stages))
         (place / stage).mkdir()
-        found = play(stage, number, asked.seed, place / stage, base)
+        found = play(stage, number, asked.seed, place / stage, base, asked.way)
+        more = {
+            "kill": f", {found.saving} of them while a checkpoint was written",
+            "term": f", the longest took {found.longest:.1f} s to end",
+        }
         print(
-            f"{stage:<5} {found.rounds} rounds, {len(found.failures)} failures, {found.kills} kills, "
-            f"{found.saving} of them while a checkpoint was written",
+            f"{stage:<5} {found.rounds} rounds, {len(found.failures)} failures, {asked.way} "
+            f"{found.kills} times{more.get(asked.way, '')}",
             flush=True,
         )
         failures += found.failures

@@ -14,7 +14,7 @@ class Fork:
     """A function that runs in a process of its own, which has its own group.
 
     Args:
-        work: what is done; an error in it is exit code 1.
+        work: what is done; the exit code of an error in it is its own, or 1.
         log: where it prints.
     """
 
@@ -39,7 +39,8 @@ class Fork:
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             work()
             code = 0
-        except BaseException:
+        except BaseException as error:
+            code = getattr(error, "exit_code", code)
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -58,6 +59,11 @@ class Fork:
             else:
                 time.sleep(0.002)
         return self.code
+
+    def send(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.wait(0) is None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it and all it has started, as a machine that loses power does."""

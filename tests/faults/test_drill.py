@@ -1,4 +1,4 @@
-"""The kill drill, twenty rounds of it; `make drill` plays two hundred."""
+"""The drills, some rounds of each; `make drill` plays two hundred of `kill -9`."""
 
 import shutil
 
@@ -25,6 +25,15 @@ def test_killed_at_random_moments_it_ends_as_the_unbroken_run(stage, rounds, bas
     assert found.failures == []
     assert found.rounds == rounds
     assert found.kills > rounds / 2, "so few kills prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("stage", "way"), [("sft", "term"), ("grpo", "term"), ("ppo", "term"), ("sft", "pause")]
+)
+def test_told_to_end_or_paused_likewise(stage, way, base, tmp_path):
+    found = drill.play(stage, 4, 11, tmp_path, base, way)
+    assert found.failures == []
+    assert found.kills >= 2, "so few prove nothing"
 
 
 def test_other_weights_are_a_failure(base, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -182,6 +183,25 @@ def test_while_a_rollout_is_sampled_or_rewarded(stage, method, tiny_base, tmp_pa
     for folder in (run, whole):
         getattr(toolkit, stage)(output_dir=str(folder), **keys)
     assert same(run, whole)
+
+
+def test_the_whole_group_is_told(tiny_base, chats, tmp_path):
+    """As by Slurm and systemd: the step needs its data workers to the end."""
+
+    class Group(Raises):
+        def send(self, state):
+            if state.global_step == self.step:
+                workers = psutil.Process().children()
+                assert workers
+                for worker in workers:
+                    worker.send_signal(signal.SIGTERM)
+                    worker.send_signal(signal.SIGINT)
+                super().send(state)
+
+    keys = {"dataloader_num_workers": 1}
+    with pytest.raises(Interrupted, match="after step 2 of 4"):
+        sft(tiny_base, chats, tmp_path / "run", Group(1, signal.SIGTERM), **keys)
+    assert why_not(tmp_path / "run" / "checkpoint-2") is None
 
 
 def test_between_two_stages(tiny_base, chats, tmp_path, monkeypatch):

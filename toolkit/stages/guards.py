@@ -5,6 +5,7 @@ gradient are fetched from the device together, once in an optimizer step.
 """
 
 import math
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
@@ -41,8 +43,9 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         trainer.add_callback(guard)
         # transformers would log 0.0 in place of a loss that is not finite
         trainer.args.logging_nan_inf_filter = False
-        step = trainer.training_step
+        step, loader = trainer.training_step, trainer.get_train_dataloader
         trainer.training_step = guard.watched(step)
+        trainer.get_train_dataloader = lambda: with_lasting_workers(loader())
         try:
             yield
             if request.number:  # after the last step
@@ -53,7 +56,7 @@ def guarded(trainer: Trainer) -> Iterator[None]:
                 raise
             raise guard.interrupted(request.number) from error
         finally:
-            trainer.training_step = step
+            trainer.training_step, trainer.get_train_dataloader = step, loader
             trainer.remove_callback(guard)
 
 
@@ -233,6 +236,23 @@ class Guard(TrainerCallback):
             f"{state.max_steps}: {self.kept()}; the same command {again}",
             EXIT + number,
         )
+
+
+def with_lasting_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Have a SIGTERM to the whole group leave the data workers alone: the last step needs them.
+
+    torch ends them by other means, and by SIGKILL in the end.
+    """
+    begin = loader.worker_init_fn
+
+    def worker_init_fn(worker: int) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        if begin is not None:
+            begin(worker)
+
+    loader.worker_init_fn = worker_init_fn
+    return loader
 
 
 def trained_by(optimizer: Any) -> Iterator[Tensor]:
