@@ -51,15 +51,15 @@ def failed(error: BaseException, *, debug: bool) -> int:
         if not rank:
             print(str(error) or "interrupted", file=sys.stderr)
         return getattr(error, "exit_code", 130)
+    said = " ".join(str(error).splitlines())
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     if not isinstance(error, ToolkitError):
-        said = " ".join(str(error).split())
         print(
             f"{shown(rank)}{type(error).__name__}: {said}{notes or written(error)}", file=sys.stderr
         )
         return TrainingError.exit_code if notes else ToolkitError.exit_code
     if not (rank and error.everywhere):
-        print(f"{shown(rank)}{error}{notes}", file=sys.stderr)
+        print(f"{shown(rank)}{said}{notes}", file=sys.stderr)
     return error.exit_code
 
 

@@ -132,7 +132,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
 EVALUATED = {"max_steps": -1, "num_train_epochs": 2, "test_split_size": 12}  # two epochs of 3 steps
 MOMENTS = {
     "an evaluation runs": ({"eval_strategy": "steps", "eval_steps": 2}, Raises(2, 15, evaluating=True), 3),
-    "one is due": ({"eval_strategy": "steps", "eval_steps": 2}, Raises(1, 15), 2),
+    "one is due": ({"eval_strategy": "steps", "eval_steps": 2, "save_only_model": True}, Raises(1, 15), 2),
     "one is due at the end of an epoch": ({"eval_strategy": "epoch"}, Raises(2, 15), 3),
     "the last one runs": ({"eval_strategy": "epoch"}, Raises(6, 15, evaluating=True), 6),
 }  # fmt: skip

@@ -163,6 +163,7 @@ class Guard(TrainerCallback):
         if number:
             self.stopped_by = number
             control.should_save = control.should_training_stop = True
+            args.save_only_model = False  # training goes on from it
             if args.save_strategy == SaveStrategy.BEST:  # which would save it only if it is
                 args.save_strategy = SaveStrategy.STEPS
             # what is interrupted is not published
@@ -210,6 +211,7 @@ class Guard(TrainerCallback):
         # with the best weights in the model, these are not those of the last step
         if not here and not args.load_best_model_at_end:
             self.check_weights()
+            args.save_only_model = False
             self.trainer._save_checkpoint(self.trainer.model, None)
         raise self.interrupted(number)
 
@@ -243,7 +245,7 @@ def with_lasting_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
 
     torch ends them by other means, and by SIGKILL in the end.
     """
-    begin = loader.worker_init_fn
+    begin = getattr(loader, "worker_init_fn", None)
 
     def worker_init_fn(worker: int) -> None:
         if hasattr(signal, "pthread_sigmask"):
