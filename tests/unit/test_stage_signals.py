@@ -211,7 +211,7 @@ def test_between_two_stages(tiny_base, chats, tmp_path, monkeypatch):
         "dataset_name": str(chats),
         "output_dir": str(run),
     }
-    stages = {"one": {"stage": "sft"}, "two": {"stage": "sft", "start_from": "one"}}
+    stages = [{"stage": "sft", "name": "one"}, {"stage": "sft", "name": "two", "start_from": "one"}]
     recipe.write_text(yaml.safe_dump(named | KEYS | {"max_steps": 1, "stages": stages}))
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "push", lambda *stage: signal.raise_signal(signal.SIGTERM))
