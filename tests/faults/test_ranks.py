@@ -153,6 +153,7 @@ def test_it_hangs(fail, tiny_base, tmp_path):
     is_whole(folder, 2, tiny_base, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_of_them_is_told_to_stop(fail, tiny_base, tmp_path):
     """All stop at the same step, and write one checkpoint."""
     errors, folder, status, _ = fail("sigterm")

@@ -374,7 +374,6 @@ def test_the_command_ends_with_143(tiny_base, chats, tmp_path):
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=300)
     assert process.returncode == 143, said
-    last = said.strip().splitlines()[-1]
-    assert last.startswith("interrupted by SIGTERM after step ")
-    assert "Traceback" not in said
+    (line,) = said.splitlines()
+    assert line.startswith("interrupted by SIGTERM after step ")
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
