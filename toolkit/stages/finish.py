@@ -60,6 +60,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)
         return
+    resumed_at = state_of(checkpoint).global_step if checkpoint else 0
     if checkpoint:
         note(f"resuming from {checkpoint}")
     warn_if_scarce(trainer)
@@ -88,8 +89,8 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         progress.stop()
         if pusher is not None:
             pusher.finish()
-    if checkpoint:
-        count_all(trainer, state_of(checkpoint).global_step)
+    if checkpoint:  # which save_total_limit may have removed by now
+        count_all(trainer, resumed_at)
 
 
 def note_start(trainer: Any) -> None:
