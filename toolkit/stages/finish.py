@@ -54,8 +54,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     restore(recipe, directory)
     clean(directory)
     checkpoint = found(recipe, directory)
-    trainer.fresh_optimizer = recipe.fresh_optimizer  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.new_settings = bool(recipe.allow_change)  # pyright: ignore[reportAttributeAccessIssue]
+    as_asked(trainer, recipe)
     if checkpoint and has_ended(trainer, checkpoint):
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)
@@ -91,6 +90,12 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             pusher.finish()
     if checkpoint:  # which save_total_limit may have removed by now
         count_all(trainer, resumed_at)
+
+
+def as_asked(trainer: Any, recipe: StageRecipe) -> None:
+    """Have a trainer resume as the command asks."""
+    trainer.fresh_optimizer = recipe.fresh_optimizer
+    trainer.new_settings = bool(recipe.allow_change)
 
 
 def note_start(trainer: Any) -> None:
