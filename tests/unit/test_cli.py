@@ -171,15 +171,6 @@ def test_sequences_longer_than_the_base(recipe, tmp_path, capsys):
     assert "has 512 positions; write max_length: 512" in line
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk(recipe, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.jsonl").symlink_to("/dev/full")
-    line = fails(capsys, 5, "run", recipe(logging_steps=1))
-    assert "the disk is full" in line
-    assert not (tmp_path / "run" / "stage.json").exists()
-
-
 def test_an_output_folder_that_cannot_be_made(recipe, chats, capsys):
     line = fails(capsys, 3, "run", recipe(output_dir=str(chats / "run")))
     assert "output_dir: " in line

@@ -111,7 +111,8 @@ def test_a_small_disk(rounds, small_disk, tiny_base, chats, tmp_path):
     for _ in range(rounds):
         run, ballast = small_disk / "run", small_disk / "ballast"
         for _ in range(3):
-            ballast.write_bytes(b"x" * chance.randrange(100, 480) * 1024)
+            left = chance.randrange(20, 300) * 1024
+            ballast.write_bytes(bytes(max(0, disk.free(small_disk) - left)))
             try:
                 sft(tiny_base, chats, run)
             except TrainingError as error:

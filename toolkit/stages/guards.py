@@ -253,7 +253,9 @@ def with_lasting_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
         if begin is not None:
             begin(worker)
 
-    loader.worker_init_fn = worker_init_fn
+    # accelerate 1.15 iterates over the loader that its own holds, and skips to a step with the outer
+    for each in {loader, getattr(loader, "base_dataloader", loader)}:
+        each.worker_init_fn = worker_init_fn
     return loader
 
 
