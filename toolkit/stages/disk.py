@@ -13,7 +13,9 @@ from toolkit.stages.terminal import note
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # As the operating system says it, and torch's, safetensors' and the tokenizers' writers.
-FULL_IN_WORDS = ("No space left", "unexpected pos", "file write failed", "File too large")
+FULL_IN_WORDS = (
+    "No space left", "unexpected pos", "file write failed", "File too large", "iostream error",
+)  # fmt: skip
 ROOM = 2  # checkpoints: an old one stays until the new one is whole
 OPTIMIZER_BYTES = 8  # AdamW's two moments of a weight, in float32
 
