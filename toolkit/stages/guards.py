@@ -1,7 +1,8 @@
 """What watches over training: numbers that are not finite, and signals that ask it to stop.
 
-All processes stop at the same step, for one small all-reduce in each. Losses and the size of the
-gradient are fetched from the device together, once in an optimizer step.
+All processes stop at the same step, for one small all-reduce in each. Losses and the norm of the
+gradient are fetched from the device together, once in an optimizer step. transformers 5.23 computes
+that norm in every step (trainer.py, `_get_grad_norm`, a private name), so it is not computed again.
 """
 
 import math
@@ -44,7 +45,8 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         # transformers would log 0.0 in place of a loss that is not finite
         trainer.args.logging_nan_inf_filter = False
         step, loader = trainer.training_step, trainer.get_train_dataloader
-        trainer.training_step = guard.watched(step)
+        norm = trainer._get_grad_norm
+        trainer.training_step, trainer._get_grad_norm = guard.watched(step), guard.noted(norm)
         trainer.get_train_dataloader = lambda: with_lasting_workers(loader())
         try:
             yield
@@ -57,6 +59,7 @@ def guarded(trainer: Trainer) -> Iterator[None]:
             raise guard.interrupted(request.number) from error
         finally:
             trainer.training_step, trainer.get_train_dataloader = step, loader
+            trainer._get_grad_norm = norm
             trainer.remove_callback(guard)
 
 
@@ -71,6 +74,7 @@ class Guard(TrainerCallback):
     def __init__(self, trainer: Any, request: StopRequest):
         self.trainer, self.request = trainer, request
         self.batches: list[tuple[Tensor, Any]] = []  # of this step: the loss, what it is of
+        self.norm: Any = 0.0  # of this step's gradient
         self.agreed = 0  # the signal that every process knows of
         self.stopped_by = 0
 
@@ -88,6 +92,15 @@ class Guard(TrainerCallback):
 
         return training_step
 
+    def noted(self, norm: Any) -> Any:
+        """A trainer's `_get_grad_norm`, whose value is kept until the optimizer's step."""
+
+        def get_grad_norm(*args: Any, **kwargs: Any) -> Any:
+            self.norm = norm(*args, **kwargs)
+            return self.norm
+
+        return get_grad_norm
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -96,11 +109,11 @@ class Guard(TrainerCallback):
         Raises:
             TrainingError: naming the process, what it found and the rows.
         """
-        size = largest_of(weight.grad for weight in trained_by(kwargs["optimizer"]))
-        found = [loss for loss, _ in self.batches]
-        found.append(size.to(found[0].device))
-        # waits for the device, once
-        *losses, gradient = torch.stack([number.float() for number in found]).tolist()
+        # of a sharded model, the norm is sharded too
+        norm = self.norm.full_tensor() if hasattr(self.norm, "full_tensor") else self.norm
+        found = [loss.float() for loss, _ in self.batches]
+        found.append(torch.as_tensor(norm, dtype=torch.float32, device=found[0].device))
+        *losses, gradient = torch.stack(found).tolist()  # waits for the device, once
         bad = not all(map(math.isfinite, losses))
         bad_gradient = not math.isfinite(gradient) and not self.scaler_will_skip()
         number, self.agreed = largest([bad or bad_gradient, self.request.number])
@@ -221,7 +234,7 @@ class Guard(TrainerCallback):
         Raises:
             TrainingError: in every process.
         """
-        value = float(largest_of(trained_by(self.trainer.optimizer)))
+        value = largest_of(trained_by(self.trainer.optimizer))
         if largest([not math.isfinite(value)])[0]:
             raise self.error(
                 f"step {self.trainer.state.global_step}: {WEIGHTS} is not finite after it, so no "
@@ -265,11 +278,11 @@ def trained_by(optimizer: Any) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def largest_of(tensors: Iterable[Tensor | None]) -> Tensor:
-    """The largest absolute value of some tensors, on their device; not finite if one is not.
+def largest_of(tensors: Iterable[Tensor]) -> float:
+    """The largest absolute value of some tensors; not finite if one of theirs is not.
 
     Of a sharded tensor, this process's part.
     """
-    there: list[Any] = [tensor.detach() for tensor in tensors if tensor is not None]
+    there: list[Any] = [tensor.detach() for tensor in tensors]
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in there]
-    return get_total_norm([part for part in parts if part.numel()], math.inf)
+    return float(get_total_norm([part for part in parts if part.numel()], math.inf))
