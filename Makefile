@@ -1,12 +1,13 @@
 # make demo   base, SFT, reward model, PPO and GRPO, exam: on this machine, in under six minutes
 # make test   lint, types and tests
-# make drill  kill -9 at random moments until done, 200 rounds: make drill ROUNDS=20 SEED=2
+# make drill  kill -9 at random moments until done, 200 rounds: make drill ROUNDS=20 SEED=2 FAULT=term
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 ROUNDS ?= 200
 SEED ?= 1
+FAULT ?= kill
 
 .PHONY: test demo lint test-slow bench drill clean
 
@@ -28,7 +29,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pytest -q -s -m benchmark
 
 drill: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.drill --rounds $(ROUNDS) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.drill --rounds $(ROUNDS) --seed $(SEED) --fault $(FAULT)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12")'

@@ -23,9 +23,21 @@ def launched(config: str, module: str, *words: object) -> subprocess.CompletedPr
         module: what they run.
         *words: its arguments.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    command += ["--num_processes", "2", "--mixed_precision", "no", "-m", module, *map(str, words)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT
-    )
+        command(config, module, *words), env=environment(), capture_output=True, text=True,
+        check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+def command(config: str, module: str, *words: object) -> list[str]:
+    """The launcher's command line; arguments as of `launched`."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    return [
+        *launcher, "--num_processes", "2", "--mixed_precision", "no", "-m", module,
+        *map(str, words),
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """The variables that it is started with."""
+    return os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError, TrainingError, UsageError
@@ -22,6 +23,7 @@ from toolkit.recipe import (
     load_recipe,
     recipe_from_flags,
 )
+from toolkit.stages.signals import stopping_at_once
 
 RUN_FLAGS = "[--overwrite] [--allow-change KEY] [--fresh-optimizer] [--debug] [--key value …]"
 
@@ -31,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug, words = asks_for_traceback(words)
     try:
-        return dispatch(words)
+        with stopping_at_once():
+            return dispatch(words)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -48,15 +51,15 @@ def failed(error: BaseException, *, debug: bool) -> int:
         if not rank:
             print(str(error) or "interrupted", file=sys.stderr)
         return getattr(error, "exit_code", 130)
+    said = " ".join(str(error).splitlines())
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     if not isinstance(error, ToolkitError):
-        said = " ".join(str(error).split())
         print(
             f"{shown(rank)}{type(error).__name__}: {said}{notes or written(error)}", file=sys.stderr
         )
         return TrainingError.exit_code if notes else ToolkitError.exit_code
     if not (rank and error.everywhere):
-        print(f"{shown(rank)}{error}{notes}", file=sys.stderr)
+        print(f"{shown(rank)}{said}{notes}", file=sys.stderr)
     return error.exit_code
 
 
@@ -139,11 +142,21 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+class Words(argparse.ArgumentParser):
+    """A parser whose errors are those of every command: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words.
+
+        Raises:
+            UsageError: with how the command is to be written.
+        """
+        raise UsageError(f"{message}; usage: {' '.join((self.usage or self.prog).split())}")
+
+
 def parser(command: str, usage: str, about: str) -> argparse.ArgumentParser:
     """An argument parser that never guesses an abbreviated flag."""
-    return argparse.ArgumentParser(
-        prog=f"toolkit {command}", usage=usage, description=about, allow_abbrev=False
-    )
+    return Words(prog=f"toolkit {command}", usage=usage, description=about, allow_abbrev=False)
 
 
 def with_recipe(

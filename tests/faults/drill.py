@@ -1,4 +1,4 @@
-"""The kill drill: kill -9 at random moments, start again until done, compare with the unbroken run.
+"""The drills: end a run at random moments, start again until done, compare with the unbroken run.
 
 python -m tests.faults.drill --rounds 200 --seed 1 [--stage sft …] [--fault kill|term|stop]
 """
@@ -47,6 +47,7 @@ STAGES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 MOST_KILLS = 4  # in one round; after that it may run to its end
 MOST_STARTS = 20
+GRACE_S = 30.0  # as torch's launcher gives
 SAVE_S = 0.03  # about what a save takes
 
 
@@ -83,9 +84,12 @@ def pause(fork: Fork) -> int | None:
 
 
 def ask_to_end(fork: Fork) -> int | None:
-    """SIGTERM, and the time that it takes to write a checkpoint."""
+    """SIGTERM, and the time in which it must write a checkpoint and end; None if it does not."""
     fork.send(signal.SIGTERM)
-    return fork.wait()
+    code = fork.wait(GRACE_S)
+    if code is None:
+        fork.kill()
+    return code
 
 
 STRIKES = {"kill": Fork.kill, "term": ask_to_end, "stop": pause}
@@ -109,8 +113,9 @@ class Fault:
         """Wait for a moment of the run; False if it has ended before.
 
         In half of the cases it is any moment; in the others it is one of a save, which is short.
+        Runs that are told to end save nothing before.
         """
-        if draw.random() < 0.5:
+        if self.kind == "term" or draw.random() < 0.5:
             return fork.wait(draw.uniform(0.0, self.length)) is None
         for _ in range(draw.randint(1, 3)):
             if not fork.wait_for(lambda: not half_written(folder)):
@@ -120,10 +125,10 @@ class Fault:
         return fork.wait(draw.uniform(0.0, SAVE_S)) is None
 
 
-def stage_run(stage: str, base: Path, folder: Path) -> Callable[[], Any]:
+def stage_run(stage: str, base: Path, folder: Path, **changed: Any) -> Callable[[], Any]:
     """One start of a stage; it goes on from what is in the folder."""
     run = getattr(toolkit, stage)
-    return lambda: run(model=str(base), output_dir=str(folder), **STAGES[stage])
+    return lambda: run(model=str(base), output_dir=str(folder), **STAGES[stage] | changed)
 
 
 def digest(folder: Path) -> str:
@@ -156,7 +161,10 @@ def play(stage: str, rounds: int, seed: int, place: Path, base: Path, kind: str 
     wanted, report = digest(whole), Report()
     for number in range(rounds):
         folder, log = place / f"round-{number}", place / f"round-{number}.log"
-        wrong = one_round(stage_run(stage, base, folder), folder, log, draw, fault, report)
+        # the only checkpoints are then those that the signals have written
+        changed = {"save_strategy": "no"} if kind == "term" else {}
+        work = stage_run(stage, base, folder, **changed)
+        wrong = one_round(work, folder, log, draw, fault, report)
         if wrong is None and digest(folder) != wanted:
             wrong = "other weights than the unbroken run"
         report.rounds += 1

@@ -1,4 +1,4 @@
-"""The kill drill, twenty rounds of it; `make drill` plays two hundred."""
+"""The drills, some rounds of each; `make drill` plays two hundred of `kill -9`."""
 
 import shutil
 
@@ -28,11 +28,13 @@ def test_killed_at_random_moments_it_ends_as_the_unbroken_run(stage, rounds, bas
     assert found.kills >= rounds
 
 
-@pytest.mark.parametrize("kind", ["term", "stop"])
-def test_signals_at_random_moments(kind, base, tmp_path):
-    found = drill.play("sft", 4, 3, tmp_path, base, kind)
+@pytest.mark.parametrize(
+    ("stage", "kind"), [("sft", "term"), ("grpo", "term"), ("ppo", "term"), ("sft", "stop")]
+)
+def test_told_to_end_or_paused_likewise(stage, kind, base, tmp_path):
+    found = drill.play(stage, 4, 11, tmp_path, base, kind)
     assert found.failures == []
-    assert found.kills > 0
+    assert found.kills >= 2, "so few prove nothing"
 
 
 def test_other_weights_are_a_failure(base, tmp_path, monkeypatch):
@@ -46,7 +48,7 @@ def test_other_weights_are_a_failure(base, tmp_path, monkeypatch):
 def test_a_run_that_stops_by_itself_is_a_failure(base, tmp_path, monkeypatch):
     run = drill.stage_run
 
-    def broken(stage, base, folder):
+    def broken(stage, base, folder, **changed):
         if folder.name == "whole":
             return run(stage, base, folder)
         return lambda: shutil.rmtree(folder / "none")

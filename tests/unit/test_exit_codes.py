@@ -121,6 +121,12 @@ def test_a_run_that_was_mended_leaves_no_log(command, tmp_path):
     assert not {"status.json", "failure.log"} & manifest["outputs"].keys()
 
 
+def test_a_signal_outside_of_a_run(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "env", lambda words: signal.raise_signal(signal.SIGTERM))
+    assert cli.main(["env"]) == 143
+    assert capsys.readouterr().err == "interrupted by SIGTERM\n"
+
+
 def test_a_bug_outside_of_a_run_has_a_log_too(monkeypatch, capsys):
     def broken(words):
         raise AssertionError("a bug")

@@ -7,14 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 import toolkit
 from tests import preferences, tiny
+from tests.tiny_ppo import odd, quiet
 from toolkit.errors import HubError, RecipeError, TrainingError
 from toolkit.models.finite import not_finite
+from toolkit.stages import guards, ppo_trainer
 from toolkit.stages.dpo import TokenDPOTrainer
+from toolkit.stages.ppo_trainer import PPOTrainer
 from toolkit.stages.reward_trainer import WeightedRewardTrainer
 from toolkit.stages.sft_trainer import TokenExactSFTTrainer
+from toolkit.stages.signals import StopRequest
 
 KEYS = {
     "lora_r": 4, "max_steps": 3, "save_steps": 1, "save_strategy": "steps", "logging_steps": 1,
@@ -101,7 +106,9 @@ def test_a_gradient_that_is_not_finite(tiny_base, chats, tmp_path):
 
     run = tmp_path / "run"
     kept = Keep()
-    with pytest.raises(TrainingError, match=r"step 2 of 3: the gradient is nan \(.*row") as failure:
+    with pytest.raises(
+        TrainingError, match=r"step 2 of 3: the gradient is (nan|inf) \(.*row"
+    ) as failure:
         toolkit.sft(
             model_name_or_path=str(tiny_base), dataset_name=str(chats), output_dir=str(run),
             callbacks=[kept, Spoils()], **KEYS,
@@ -135,6 +142,47 @@ def test_pairs_are_named(stage, kind, tiny_base, tmp_path):
     said = refused(stage, tiny_base, rows, tmp_path / "run", **keys)
     assert "step 2 of 3: the loss is nan (" in said
     assert "pairs.jsonl row " in said
+
+
+@quiet
+@pytest.mark.parametrize("what", ["grpo", "ppo", "ppo's value"])
+def test_rollouts_are_named(what, tiny_base, tmp_path, monkeypatch):
+    rows = tiny.save_rows(tmp_path / "prompts.jsonl", [{"prompt": f"{n}?"} for n in range(8)])
+    stage, _, value = what.partition("'")
+    keys = {"reward_funcs": [odd], "max_completion_length": 4, "num_generations": 2}
+    if value:  # in the second step
+        losses, true = iter([1.0, float("nan")]), ppo_trainer.clipped_value_loss
+
+        def spoilt(*args):
+            loss, clipped = true(*args)
+            return loss * next(losses), clipped
+
+        monkeypatch.setattr(ppo_trainer, "clipped_value_loss", spoilt)
+    else:
+        keys["trainer_class"] = poisoned(GRPOTrainer if stage == "grpo" else PPOTrainer, 1)
+    said = refused(stage, tiny_base, rows, tmp_path / "run", **keys)
+    assert "step 2 of 3: the loss is nan (" in said
+    assert "prompts.jsonl row " in said
+    assert "the last checkpoint is" in said
+
+
+def test_the_device_is_waited_for_once_in_a_step(monkeypatch):
+    """However many micro batches a step has: each wait is a pause of the device."""
+    fetched = []
+    for name in ("tolist", "item", "__float__", "__bool__"):
+        own = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, own=own: [fetched.append(own), own(self)][1]
+        )
+    weight = torch.nn.Parameter(torch.ones(3))
+    guard = guards.Guard(None, StopRequest())
+    step = guard.watched(lambda model, inputs: (weight * inputs["input_ids"]).sum())
+    for _ in range(4):
+        step(None, {"input_ids": torch.ones(3)}).backward()
+    guard.noted(lambda model: torch.ones(()))(None)
+    guard.on_pre_optimizer_step(None, None, None)
+    assert [own.__name__ for own in fetched] == ["tolist"]
+    assert guard.batches == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

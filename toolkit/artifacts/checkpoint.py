@@ -71,8 +71,8 @@ def sealed(directory: Path) -> list[tuple[int, Path]]:
     return [(step, folder) for step, folder in numbered(directory) if (folder / SEAL).is_file()]
 
 
-def newest(directory: Path) -> Path | None:
-    """The newest folder that has a manifest."""
+def newest_sealed(directory: Path) -> Path | None:
+    """The newest checkpoint that has a manifest."""
     return next((folder for _, folder in sealed(directory)), None)
 
 

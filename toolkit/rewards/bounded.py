@@ -81,6 +81,7 @@ class Bounded:
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # Ctrl-C in a terminal is for the run, which ends its step first
         )
         self.owner = os.getpid()
         self.lines = queue.SimpleQueue()

@@ -7,7 +7,6 @@ old ones there; `_load_optimizer_and_scheduler` is called whenever training resu
 """
 
 import errno
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from toolkit.artifacts.checkpoint import STATE
 from toolkit.artifacts.manifest import STARTED, read_json
 from toolkit.errors import TrainingError
 from toolkit.stages import position
+from toolkit.stages.disk import DiskFull, check_room, full_disk, is_full
 from toolkit.stages.processes import is_first_of_machine, is_first_process, meet, processes
 from toolkit.stages.terminal import note
 
@@ -65,6 +65,12 @@ class Resumable:
             meet()
             if is_first_of_machine() and written.is_dir():  # a machine with a disk of its own
                 self.put_in_place(written, directory / name)
+        except Exception as error:
+            if isinstance(error, DiskFull) or not is_full(error):
+                raise
+            raise full_disk(
+                directory, on_disk.size_of(written) if written.is_dir() else 0
+            ) from error
         finally:
             self._saving = False
             if is_first_of_machine():
@@ -189,14 +195,3 @@ def put_away(folder: Path) -> None:
         (folder / on_disk.SEAL).unlink(missing_ok=True)
         gone = folder
     shutil.rmtree(gone)
-
-
-def check_room(directory: Path) -> None:
-    """Refuse to begin a checkpoint that does not fit, by the size of the one before it.
-
-    Raises:
-        OSError: as the operating system's for a full disk, of which `disk` makes one line.
-    """
-    earlier = on_disk.newest(directory)
-    if earlier and shutil.disk_usage(directory).free < on_disk.size_of(earlier):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""Room on the disk: how large a checkpoint is, a warning before training, and the line for a full one."""
+"""Room on the disk: a warning before training, none begun that does not fit, the line for a full disk."""
 
 import errno
 import shutil
@@ -7,15 +7,21 @@ from typing import Any
 
 from peft import PeftModel
 
-from toolkit.artifacts.checkpoint import newest, size_of
-from toolkit.errors import ToolkitError
+from toolkit.artifacts.checkpoint import newest_sealed, size_of
+from toolkit.errors import ToolkitError, TrainingError
 from toolkit.stages.terminal import note
 
-# The operating system's words for it, and those of torch's own writer of checkpoints.
-FULL_DISK = ("No space left on device", "unexpected pos", "file write failed", "File too large")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# As the operating system says it, and torch's, safetensors' and the tokenizers' writers.
+FULL_IN_WORDS = (
+    "No space left", "unexpected pos", "file write failed", "File too large", "iostream error",
+)  # fmt: skip
 ROOM = 2  # checkpoints: an old one stays until the new one is whole
 OPTIMIZER_BYTES = 8  # AdamW's two moments of a weight, in float32
+
+
+class DiskFull(TrainingError):
+    """There is no room, and what is needed has been told."""
 
 
 def is_full(error: BaseException) -> bool:
@@ -24,10 +30,18 @@ def is_full(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in FULL:
             return True
-        if not isinstance(seen, ToolkitError) and any(words in str(seen) for words in FULL_DISK):
+        if not isinstance(seen, ToolkitError) and any(
+            words in str(seen) for words in FULL_IN_WORDS
+        ):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def free(folder: Path) -> int:
+    """The bytes that are free where a folder is, or will be."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(there).free
 
 
 def expected_size(model: Any) -> int:
@@ -38,37 +52,44 @@ def expected_size(model: Any) -> int:
     return weights + OPTIMIZER_BYTES * sum(weight.numel() for weight in trained)
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-
-
 def warn_if_scarce(trainer: Any) -> None:
     """Say so before training where the disk has no room for two checkpoints."""
     folder = Path(str(trainer.args.output_dir))
-    last = newest(folder)
-    need = size_of(last) if last else expected_size(trainer.model)
-    free = shutil.disk_usage(existing(folder)).free
-    if free < ROOM * need:
+    last = newest_sealed(folder)
+    need, have = size_of(last) if last else expected_size(trainer.model), free(folder)
+    if have < ROOM * need:
         note(
             f"warning: little room on the disk of {folder}: a checkpoint needs about "
-            f"{in_units(need)}, an old one stays until a new one is whole, and {in_units(free)} "
+            f"{in_units(need)}, an old one stays until a new one is whole, and {in_units(have)} "
             "are free"
         )
 
 
-def full_disk(folder: Path) -> str:
-    """The one line for a full disk: what is needed, what is there, and what is safe."""
-    last = newest(folder)
-    need = f"a checkpoint needs {in_units(size_of(last))}, " if last else ""
-    kept = f"{last} is whole, and" if last else "no checkpoint was written;"
-    try:
-        free = in_units(shutil.disk_usage(existing(folder)).free)
-    except OSError:
-        free = "an unknown size"
-    return (
-        f"{folder}: the disk is full ({need}{free} free); {kept} nothing half-written counts as "
-        "finished: make room and run the same command again"
+def check_room(folder: Path) -> None:
+    """Refuse to begin a checkpoint that does not fit, by the size of the one before it.
+
+    Raises:
+        DiskFull: saying what is needed, and what is there.
+    """
+    last = newest_sealed(folder)
+    if last and free(folder) < size_of(last):
+        raise full_disk(folder)
+
+
+def full_disk(folder: Path, partial: int = 0) -> DiskFull:
+    """The one line for a full disk: what is needed, what is there, and what is safe.
+
+    Args:
+        folder: the stage's.
+        partial: the bytes there are of a checkpoint that did not fit, and will be removed.
+    """
+    last = newest_sealed(folder)
+    need = max(partial, size_of(last) if last else 0)
+    needed = f"a checkpoint needs {in_units(need)}, and " if need else ""
+    whole = f"the last whole checkpoint is {last.name}" if last else "there is no checkpoint"
+    return DiskFull(
+        f"{folder}: the disk is full: {needed}{in_units(free(folder) + partial)} are free; {whole}: "
+        "make room and run the same command again"
     )
 
 

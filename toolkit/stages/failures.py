@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
-from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
-from toolkit.stages.disk import full_disk, is_full
+from toolkit.errors import HubError, RecipeError, ToolkitError
+from toolkit.stages.disk import DiskFull, full_disk, is_full
 
 NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
 
@@ -20,7 +20,7 @@ def one_line(folder: Path) -> Iterator[None]:
         folder: the stage's.
 
     Raises:
-        TrainingError: if the disk is full.
+        DiskFull: if the disk is full.
         RecipeError: if the folder cannot be made, or a key asks for a package that is not here.
         HubError: if the Hub cannot be reached or refuses.
     """
@@ -28,8 +28,8 @@ def one_line(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         said = " ".join(str(error).split())
-        if is_full(error):
-            raise TrainingError(full_disk(folder)) from error
+        if is_full(error) and not isinstance(error, DiskFull):
+            raise full_disk(folder) from error
         if isinstance(error, ToolkitError):
             raise
         if isinstance(error, OSError) and error.filename in {

@@ -55,18 +55,20 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     restore(recipe, directory)
     clean(directory)
     checkpoint = found(recipe, directory)
-    trainer.fresh_optimizer = recipe.fresh_optimizer  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.new_settings = bool(recipe.allow_change)  # pyright: ignore[reportAttributeAccessIssue]
+    as_asked(trainer, recipe)
     if checkpoint and has_ended(trainer, checkpoint):
         note(f"training had ended: its last checkpoint is taken, {checkpoint}")
         take_up(trainer, checkpoint)
         return
-    resumed_at = state_of(checkpoint).global_step if checkpoint else 0  # it may go in between
+    resumed_at = state_of(checkpoint).global_step if checkpoint else 0
     if checkpoint:
         note(f"resuming from {checkpoint}")
     warn_if_scarce(trainer)
     try:
         with guarded(trainer):
+            trainer.add_callback(
+                AtTheEndOfAnEpoch()
+            )  # last: it puts off whatever save is asked for
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
@@ -87,8 +89,14 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         progress.stop()
         if pusher is not None:
             pusher.finish()
-    if checkpoint:
+    if checkpoint:  # which save_total_limit may have removed by now
         count_all(trainer, resumed_at)
+
+
+def as_asked(trainer: Any, recipe: StageRecipe) -> None:
+    """Have a trainer resume as the command asks."""
+    trainer.fresh_optimizer = recipe.fresh_optimizer
+    trainer.new_settings = bool(recipe.allow_change)
 
 
 def note_start(trainer: Any) -> None:

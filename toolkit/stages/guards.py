@@ -1,19 +1,25 @@
 """What watches over training: numbers that are not finite, and signals that ask it to stop.
 
-All processes stop at the same step, for one small all-reduce in each.
+All processes stop at the same step, for one small all-reduce in each. Losses and the norm of the
+gradient are fetched from the device together, once in an optimizer step. transformers 5.23 computes
+that norm in every step (trainer.py, `_get_grad_norm`, a private name), so it is not computed again.
 """
 
 import math
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
-from toolkit.artifacts.checkpoint import newest
+from toolkit.artifacts.checkpoint import newest_sealed
 from toolkit.errors import Interrupted, TrainingError
 from toolkit.stages.batch_rows import rows_of
 from toolkit.stages.checkpoint_push import CheckpointPush
@@ -38,17 +44,22 @@ def guarded(trainer: Trainer) -> Iterator[None]:
         trainer.add_callback(guard)
         # transformers would log 0.0 in place of a loss that is not finite
         trainer.args.logging_nan_inf_filter = False
-        step = trainer.training_step
-        trainer.training_step = guard.watched(step)
+        step, loader = trainer.training_step, trainer.get_train_dataloader
+        norm = trainer._get_grad_norm
+        trainer.training_step, trainer._get_grad_norm = guard.watched(step), guard.noted(norm)
+        trainer.get_train_dataloader = lambda: with_lasting_workers(loader())
         try:
             yield
+            if request.number:  # after the last step
+                raise guard.interrupted(request.number)
         except Exception as error:
             # a launcher's signal ends workers and other processes in the middle of the step too
             if not request.number or isinstance(error, TrainingError):
                 raise
             raise guard.interrupted(request.number) from error
         finally:
-            trainer.training_step = step
+            trainer.training_step, trainer.get_train_dataloader = step, loader
+            trainer._get_grad_norm = norm
             trainer.remove_callback(guard)
 
 
@@ -63,6 +74,7 @@ class Guard(TrainerCallback):
     def __init__(self, trainer: Any, request: StopRequest):
         self.trainer, self.request = trainer, request
         self.batches: list[tuple[Tensor, Any]] = []  # of this step: the loss, what it is of
+        self.norm: Any = 0.0  # of this step's gradient
         self.agreed = 0  # the signal that every process knows of
         self.stopped_by = 0
 
@@ -80,6 +92,15 @@ class Guard(TrainerCallback):
 
         return training_step
 
+    def noted(self, norm: Any) -> Any:
+        """A trainer's `_get_grad_norm`, whose value is kept until the optimizer's step."""
+
+        def get_grad_norm(*args: Any, **kwargs: Any) -> Any:
+            self.norm = norm(*args, **kwargs)
+            return self.norm
+
+        return get_grad_norm
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -88,12 +109,14 @@ class Guard(TrainerCallback):
         Raises:
             TrainingError: naming the process, what it found and the rows.
         """
-        losses = [float(loss) for loss, _ in self.batches]
+        # of a sharded model, the norm is sharded too
+        norm = self.norm.full_tensor() if hasattr(self.norm, "full_tensor") else self.norm
+        found = [loss.float() for loss, _ in self.batches]
+        found.append(torch.as_tensor(norm, dtype=torch.float32, device=found[0].device))
+        *losses, gradient = torch.stack(found).tolist()  # waits for the device, once
         bad = not all(map(math.isfinite, losses))
-        gradient = largest_of(weight.grad for weight in trained_by(kwargs["optimizer"]))
         bad_gradient = not math.isfinite(gradient) and not self.scaler_will_skip()
-        number, signal = largest([bad or bad_gradient, self.request.number])
-        self.agreed = signal
+        number, self.agreed = largest([bad or bad_gradient, self.request.number])
         if number:
             raise self.not_finite(losses, gradient if bad_gradient else 0.0)
         self.batches.clear()
@@ -135,13 +158,16 @@ class Guard(TrainerCallback):
 
     def kept(self) -> str:
         """What is on disk of this training."""
-        last = newest(Path(str(self.trainer.args.output_dir)))
+        last = newest_sealed(Path(str(self.trainer.args.output_dir)))
         return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Where a signal came, have a checkpoint written and nothing else done.
+        """Where a signal came, have a checkpoint written as the last thing.
+
+        An evaluation that is due comes before it: a training that goes on from the checkpoint would
+        not make up for it.
 
         Raises:
             TrainingError: if what would be saved is not finite.
@@ -150,14 +176,28 @@ class Guard(TrainerCallback):
         if number:
             self.stopped_by = number
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            args.save_only_model = False  # training goes on from it
+            if args.save_strategy == SaveStrategy.BEST:  # which would save it only if it is
+                args.save_strategy = SaveStrategy.STEPS
             # what is interrupted is not published
             handler = self.trainer.callback_handler
             kept = [each for each in handler.callbacks if not isinstance(each, CheckpointPush)]
             handler.callbacks = kept
-        self.check_before_save(control, kwargs["optimizer"])
+        if control.should_save:
+            self.check_weights()
 
     def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """As before every checkpoint.
+
+        Raises:
+            TrainingError: if what would be saved is not finite.
+        """
+        if control.should_save:
+            self.check_weights()
+
+    def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """End an interrupted training, once its checkpoint is there.
@@ -167,17 +207,34 @@ class Guard(TrainerCallback):
         """
         if self.stopped_by:
             raise self.interrupted(self.stopped_by)
-        self.check_before_save(control, kwargs["optimizer"])
 
-    def check_before_save(self, control: TrainerControl, optimizer: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Where a signal came after the last step, keep what was trained, and end likewise.
+
+        Raises:
+            Interrupted: in every process.
+        """
+        [number] = largest([self.stopped_by or self.request.number])
+        if not number:
+            return
+        last = newest_sealed(Path(str(args.output_dir)))
+        here = last is not None and last.name == f"checkpoint-{state.global_step}"
+        # with the best weights in the model, these are not those of the last step
+        if not here and not args.load_best_model_at_end:
+            self.check_weights()
+            args.save_only_model = False
+            self.trainer._save_checkpoint(self.trainer.model, None)
+        raise self.interrupted(number)
+
+    def check_weights(self) -> None:
         """Refuse to put a checkpoint in the place of a good one if a weight is not finite.
 
         Raises:
             TrainingError: in every process.
         """
-        if not control.should_save:
-            return
-        value = largest_of(trained_by(optimizer))
+        value = largest_of(trained_by(self.trainer.optimizer))
         if largest([not math.isfinite(value)])[0]:
             raise self.error(
                 f"step {self.trainer.state.global_step}: {WEIGHTS} is not finite after it, so no "
@@ -187,7 +244,7 @@ class Guard(TrainerCallback):
     def interrupted(self, number: int) -> Interrupted:
         """The exception that ends an interrupted training."""
         state = self.trainer.state
-        last = newest(Path(str(self.trainer.args.output_dir)))
+        last = newest_sealed(Path(str(self.trainer.args.output_dir)))
         again = "goes on from there" if last else "starts anew"
         return Interrupted(
             f"interrupted by {name_of(number)} after step {state.global_step} of "
@@ -196,17 +253,36 @@ class Guard(TrainerCallback):
         )
 
 
+def with_lasting_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Have a SIGTERM to the whole group leave the data workers alone: the last step needs them.
+
+    torch ends them by other means, and by SIGKILL in the end.
+    """
+    begin = getattr(loader, "worker_init_fn", None)
+
+    def worker_init_fn(worker: int) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        if begin is not None:
+            begin(worker)
+
+    # accelerate 1.15 iterates over the loader that its own holds, and skips to a step with the outer
+    for each in {loader, getattr(loader, "base_dataloader", loader)}:
+        each.worker_init_fn = worker_init_fn
+    return loader
+
+
 def trained_by(optimizer: Any) -> Iterator[Tensor]:
     """The weights that an optimizer changes."""
     for group in optimizer.param_groups:
         yield from group["params"]
 
 
-def largest_of(tensors: Iterable[Tensor | None]) -> float:
+def largest_of(tensors: Iterable[Tensor]) -> float:
     """The largest absolute value of some tensors; not finite if one of theirs is not.
 
     Of a sharded tensor, this process's part.
     """
-    there: list[Any] = [tensor.detach() for tensor in tensors if tensor is not None]
+    there: list[Any] = [tensor.detach() for tensor in tensors]
     parts = [part.to_local() if hasattr(part, "to_local") else part for part in there]
     return float(get_total_norm([part for part in parts if part.numel()], math.inf))

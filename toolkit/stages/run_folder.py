@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import manifest
-from toolkit.artifacts.checkpoint import SEAL, newest
+from toolkit.artifacts.checkpoint import SEAL, newest_sealed
 from toolkit.artifacts.running import only_run
 from toolkit.errors import RecipeError
 from toolkit.stages import terminal
@@ -22,10 +22,10 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 def inputs_before(folder: Path) -> dict[str, Any] | None:
     """What an unfinished run in a folder was started with; None where there is none.
 
-    Its newest checkpoint says so: the folder's own record may be lost, or be of a start that came to
+    Its newest_sealed checkpoint says so: the folder's own record may be lost, or be of a start that came to
     no checkpoint yet.
     """
-    checkpoint = newest(folder)
+    checkpoint = newest_sealed(folder)
     sealed = (manifest.read_json(checkpoint / SEAL) or {}) if checkpoint else {}
     return sealed.get("inputs") or manifest.read_json(folder / manifest.STARTED)
 

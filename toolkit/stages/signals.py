@@ -77,13 +77,28 @@ def stopping_at_step_end() -> Iterator[StopRequest]:
 
 @contextmanager
 def handlers(numbers: Sequence[int], handler: Any) -> Iterator[None]:
-    """Handle signals inside the block, and as before after it; one that is ignored stays ignored."""
+    """Handle signals inside the block, and as before after it; one that is ignored stays ignored.
+
+    Args:
+        numbers: of the signals.
+        handler: as of signal.signal. What is forked inside the block, such as a data worker, passes
+            over SIGINT, which comes to every process of a terminal, and dies of the others.
+    """
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            handler(number, frame)
+        elif number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in numbers:
             found = signal.getsignal(number)
             if found not in (signal.SIG_IGN, None):  # None: set by other than Python
-                before[number] = signal.signal(number, handler)
+                before[number] = signal.signal(number, handle if callable(handler) else handler)
     try:
         yield
     finally:
