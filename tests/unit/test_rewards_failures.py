@@ -131,6 +131,7 @@ print(checked(mine, on_error=OnError(seconds=4.0))(prompts=[""], completions=[""
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="nothing stops a process here")
 def test_time_in_which_the_process_was_stopped_does_not_count():
     with subprocess.Popen(
