@@ -18,18 +18,18 @@ FAULTS = {"skipped": {1}, "stops": {1}, "too often": {0, 1, 2, 3}}
 calls = iter(range(100))
 
 
-def judge(prompts, completions, log_metric, **columns):
+def judge(prompts, completion_ids, log_metric, **columns):
     """Fails in one process before it logs what the other logs."""
     call = next(calls)
     if int(os.environ["RANK"]) == FAULTY and call in FAULTS[sys.argv[1]]:
         raise ValueError("no answer in this process")
     log_metric("judged", 1.0)
-    return [float(len(text)) for text in completions]
+    return [float(sum(ids) % 7) for ids in completion_ids]
 
 
-async def later(prompts, completions, **columns):
+async def later(prompts, completion_ids, **columns):
     """Never fails."""
-    return [float(len(text) % 2) for text in completions]
+    return [float(sum(ids) % 5) for ids in completion_ids]
 
 
 def fault(words: list[str]) -> int:

