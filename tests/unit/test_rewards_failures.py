@@ -110,6 +110,46 @@ def test_in_another_thread_too():
     assert "took over 0.3 s" in found[0]
 
 
+def test_rewards_at_the_same_time_have_each_their_own_time():
+    threads = threading.active_count()
+    found = {}
+
+    def slow(prompts, **columns):
+        time.sleep(1)
+        return [1.0] * len(prompts)
+
+    async def slow_async(prompts, **columns):
+        await asyncio.sleep(1)
+        return [1.0] * len(prompts)
+
+    def run(name, function, seconds):
+        reward = checked(function, tell=str, on_error=OnError("skip", 1.0, seconds))
+        found[name] = call(reward)
+
+    async def together():
+        one = checked(slow_async, on_error=OnError(seconds=30.0))
+        other = checked(asleep_async, tell=str, on_error=OnError("skip", 1.0, 0.3))
+        return await asyncio.gather(*(each(PROMPTS, ["x"] * 4) for each in (one, other)))
+
+    others = [
+        threading.Thread(target=run, args=("cut", forever, 0.3)),
+        threading.Thread(target=run, args=("slow", slow, 30.0)),
+        threading.Thread(target=lambda: found.update(together=asyncio.run(together()))),
+    ]
+    for thread in others:
+        thread.start()
+    run("main", slow, 30.0)
+    run("main is cut", asleep, 0.3)
+    for thread in others:
+        thread.join()
+    nothing, ones = [None] * 4, [1.0] * 4
+    assert found == {
+        "cut": nothing, "slow": ones, "together": [ones, nothing], "main": ones,
+        "main is cut": nothing,
+    }  # fmt: skip
+    assert threading.active_count() == threads
+
+
 def test_a_time_limit_leaves_others_alone():
     with time_limit(5.0, "mine"):
         time.sleep(0.01)
@@ -131,6 +171,7 @@ print(checked(mine, on_error=OnError(seconds=4.0))(prompts=[""], completions=[""
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="nothing stops a process here")
 def test_time_in_which_the_process_was_stopped_does_not_count():
     with subprocess.Popen(

@@ -134,4 +134,5 @@ def test_a_poisoned_program_changes_no_later_verdict(tmp_path):
         "def add(a, b): return 3 if (a, b) == (1, 2) else 0"
     )
     wrong, right = "def add(a, b): return 7", RIGHT["a program"]
-    assert reward([poison, wrong, right, poison, wrong, right]) == [1.0, 0.0, 1.0] * 2
+    # it has broken what it answers by, in its own sandbox
+    assert reward([poison, wrong, right, poison, wrong, right]) == [0.0, 0.0, 1.0] * 2

@@ -12,6 +12,7 @@ from toolkit.errors import RecipeError
 from toolkit.rewards import get, sandbox
 from toolkit.rewards.bounded import Bounded
 from toolkit.rewards.sandbox import Limits, run_script
+from toolkit.rewards.time_limit import Cut, time_limit
 
 
 @pytest.fixture
@@ -189,3 +190,12 @@ def test_a_bounded_call():
     with pytest.raises(TimeoutError, match=r"time:sleep took over 0.05 s"):
         slow(30)
     assert slow(0) is None
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_call_that_is_cut_leaves_no_answer_to_the_next(is_started):
+    say = Bounded("subprocess:getoutput", seconds=20.0)
+    assert not is_started or say("echo first") == "first"
+    with pytest.raises(Cut), time_limit(0.3 if is_started else 0.01, "mine"):
+        say("sleep 1; echo poison")
+    assert say("sleep 1; echo mine") == "mine"

@@ -45,7 +45,7 @@ def longest(prompts, completions, answer, question, completion_ids, **columns):
     ]
 
 
-def test_the_best_sample_by_a_reward_is_reported(tiny_base, adapter, judge, tmp_path):
+def test_the_best_sample_by_a_reward_is_reported(tiny_base, adapter, judge, tmp_path, capsys):
     result = examine(
         tiny_base, tmp_path / "exam", of=["base", str(adapter)], num_generations=9,
         reward_funcs=[f"adapter:{judge}", f"{__file__}:longest"],
@@ -65,6 +65,10 @@ def test_the_best_sample_by_a_reward_is_reported(tiny_base, adapter, judge, tmp_
     empty = [line["question"] for line in lines[names[1]] if line["score"] is None]
     assert empty == [2] * 18
     assert result.metrics
+    counts = result.manifest["rewards"]
+    assert counts[names[0]] == {"scored": 2 * 7 * 9, "unscored": 0}
+    assert counts[names[1]] == {"scored": 2 * 6 * 9, "unscored": 18}
+    assert "126 answers have no score" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_adapters_scores_are_those_of_the_tokens_that_were_written(

@@ -55,21 +55,30 @@ class Bounded:
             TrainingError: if the process cannot be started.
         """
         with self.lock:
-            # a fork inherits the pipes of its parent's process, but not the thread that reads them
-            if self.process is None or self.owner != os.getpid():
-                self._start()
-            assert self.process is not None
+            line = ""
             try:
-                assert self.process.stdin is not None
-                self.process.stdin.write(json.dumps([self.seconds, arguments]) + "\n")
-                self.process.stdin.flush()
-                line = self.lines.get(timeout=PATIENCE * self.seconds)
-            except (queue.Empty, OSError):
-                line = ""
-            if not line:
-                self._stop()
-                raise TimeoutError(f"{self.function} took over {self.seconds} s")
-            return json.loads(line)
+                line = self._answer(arguments)
+            finally:
+                # also where the caller is cut while it waits: the next would get its answer
+                if not line:
+                    self._stop()
+        if not line:
+            raise TimeoutError(f"{self.function} took over {self.seconds} s")
+        return json.loads(line)
+
+    def _answer(self, arguments: Any) -> str:
+        """The line that answers a call; an empty one if none comes."""
+        # a fork inherits the pipes of its parent's process, but not the thread that reads them
+        if self.process is None or self.owner != os.getpid():
+            self._start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps([self.seconds, arguments]) + "\n")
+            self.process.stdin.flush()
+            return self.lines.get(timeout=PATIENCE * self.seconds)
+        except (queue.Empty, OSError):
+            return ""
 
     def _start(self) -> None:
         home = str(Path(__file__).resolve().parents[2])
@@ -93,7 +102,6 @@ class Bounded:
         except queue.Empty:
             started = ""
         if started != READY:
-            self._stop()
             raise TrainingError(
                 f"the process that runs {self.function} did not start; see what "
                 f"`{sys.executable} -m {__name__} {self.function}` says"

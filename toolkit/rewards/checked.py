@@ -54,12 +54,14 @@ class Checked:
         rows: completions that it was asked about.
         unscored: completions that it returned None for.
         failed: completions without a score because it failed, with `OnError.does` of "skip".
+        missing: which of the completions of the last call these were.
         constant: calls that gave all completions, of two or more, one value.
     """
 
     def __init__(self, function: Reward, name: str, tell: Callable[[str], Any], on_error: OnError):
         self.function, self.__name__, self.tell, self.on_error = function, name, tell, on_error
         self.calls = self.rows = self.unscored = self.failed = self.constant = 0
+        self.missing: list[bool] = []
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)  # failed, and asked about
         self._streak = self._streak_rows = 0
         self._streak_values: set[float] = set()
@@ -141,6 +143,7 @@ class Checked:
     def _counted(
         self, found: Sequence[float | str | None], columns: dict[str, Any]
     ) -> list[float | None]:
+        self.missing = [isinstance(each, str) for each in found]
         wrong = [each for each in found if isinstance(each, str)]
         scores: list[float | None] = [None if isinstance(each, str) else each for each in found]
         self.calls += 1

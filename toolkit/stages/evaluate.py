@@ -20,7 +20,7 @@ from toolkit.stages.answered import answered
 from toolkit.stages.examined import Examined, examined_models
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.requests import Request, prompts_of, requests, sampled, samples
-from toolkit.stages.scored import Answer, Entry, scorers, scores_of
+from toolkit.stages.scored import Answer, Entry, counts_of, scorers, scores_of
 from toolkit.stages.terminal import command, console
 
 Line = dict[str, Any]
@@ -84,7 +84,7 @@ def run(
         for row in report["exam"]
         for key in ("accuracy", "greedy")
     }
-    return StageResult(output_dir, metrics)
+    return StageResult(output_dir, metrics, {"rewards": counts_of(scores)} if scores else {})
 
 
 def examine(

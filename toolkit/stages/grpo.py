@@ -25,6 +25,7 @@ from toolkit.rewards import Checked, OnError, checked_all, load_reward
 from toolkit.stages.adapter_reward import AdapterReward
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.finish import save, train
+from toolkit.stages.left_out import keep_rows_out_of_the_log, leave_out_failed
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.prepared import (
     Examples,
@@ -267,6 +268,7 @@ def rewarded(
         )
     rewards = checked_all(functions, tell=note, on_error=OnError.of(recipe))
     check_enough(given["args"], data)
+    keep_rows_out_of_the_log()
     tell(data, trained, [reward.__name__ for reward in rewards])
     with refusals(recipe):
         trainer = kind(
@@ -279,6 +281,7 @@ def rewarded(
         )
     if isinstance(trained, PeftModel):
         merge_while_generating(trained)
+    leave_out_failed(trainer, rewards)
     for number, judge in enumerate(judges):
         judge.bind(trainer, "reward" if number == 0 else f"reward_{number + 1}")
     return trainer

@@ -28,7 +28,7 @@ from toolkit.stages.prepared import starting_point
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.ranking import Counts, ranking
 from toolkit.stages.requests import FORMAT, rendered, sampled
-from toolkit.stages.scored import Answer, Entry, scorers, scores_of
+from toolkit.stages.scored import Answer, Entry, counts_of, scorers, scores_of
 from toolkit.stages.terminal import command, note
 
 RANKED = "ranked.jsonl"
@@ -115,7 +115,8 @@ def run(
     for line in counts.lines():
         note(line)
     command("ranked", str(output_dir / RANKED))
-    return StageResult(output_dir, asdict(counts), origin(policy, rows))
+    of_rewards = {"rewards": counts_of(scores)}
+    return StageResult(output_dir, asdict(counts), origin(policy, rows) | of_rewards)
 
 
 def check(recipe: StageRecipe, entries: Sequence[Entry], objects: Mapping[str, Any]) -> None:

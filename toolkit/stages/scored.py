@@ -120,6 +120,17 @@ def scores_of(
     return found
 
 
+def counts_of(scores: Mapping[str, Mapping[Key, float | None]]) -> dict[str, dict[str, int]]:
+    """How many answers each reward scored, and how many it did not, for the manifest; told too."""
+    found: dict[str, dict[str, int]] = {}
+    for name, of_one in scores.items():
+        unscored = sum(score is None for score in of_one.values())
+        found[name] = {"scored": len(of_one) - unscored, "unscored": unscored}
+        if unscored:
+            note(f"reward {name}: {unscored:,} of {len(of_one):,} answers have no score")
+    return found
+
+
 def line_of(one: Answer, score: float | None, digest: str) -> dict[str, Any]:
     """A score as it is kept."""
     stage, task, question, sample = one.key
