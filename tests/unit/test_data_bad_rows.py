@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_data_sources import BROKEN, LINE
 from datasets import Dataset
+from test_data_sources import BROKEN, LINE
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -292,7 +292,7 @@ def test_a_bad_row_counts_once_though_its_file_is_read_for_two_splits(tmp_path: 
 def test_only_where_a_recipe_may_allow_it_is_it_told_how(tmp_path: Path):
     path = tmp_path / "exam.jsonl"
     path.write_text("nonsense\n", encoding="utf-8")
-    with pytest.raises(DataError, match="; mend the row$"):
+    with pytest.raises(DataError, match=r"; mend the row$"):
         load_table(path)
 
 

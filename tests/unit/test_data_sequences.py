@@ -298,7 +298,7 @@ def test_the_max_length_that_is_told_is_enough():
         counts["left_out"] = np.array([""] * 40)
         return report_of(counts, str, mode="", max_length=max_length, truncation_mode="keep_start")
 
-    with pytest.raises(DataError, match="2 of 20 rows .* raise max_length to 30"):
+    with pytest.raises(DataError, match=r"2 of 20 rows .* raise max_length to 30"):
         check_stops(report(10))
     check_stops(report(30))
 
