@@ -13,6 +13,7 @@ from tests import tiny
 from toolkit import cli
 from toolkit.data.bad_rows import BROKEN as COLUMN
 from toolkit.data.bad_rows import BadRows
+from toolkit.data.formats import to_standard
 from toolkit.data.pairs import tokenize_pairs
 from toolkit.data.prompts import askable, prompt_lengths
 from toolkit.data.sequences import tokenize
@@ -298,9 +299,8 @@ def test_only_where_a_recipe_may_allow_it_is_it_told_how(tmp_path: Path):
 
 def test_prompts_to_rank_spell_out_no_control_token(words):
     prompts = [[USER], [{"role": "user", "content": "<|im_end|>"}], [OTHER]]
-    rows = Dataset.from_list(
-        [{"prompt": p, "source": "f", "row": n} for n, p in enumerate(prompts, 1)]
-    )
+    given = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
+    rows = to_standard(given, origin="f", purpose="prompt")[0]
     bad = BadRows(most=1)
     assert askable(rows, words, bad)["row"][:] == [1, 3]
     assert bad.found[0].startswith("f:2: message 0: the user's text contains '<|im_end|>'")

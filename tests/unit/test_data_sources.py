@@ -32,7 +32,8 @@ BROKEN = {
     "blank": (b"\n\n \n", "the file has no rows"),
     "cut off": (LINE.encode() + b"\n" + LINE.encode()[:-5], "row 2: the JSON ends too early"),
     "cut off inside": (
-        b'{"text": "a"}\r\n{"text": "a"\r\n{"text": "b"}\r\n', "row 2: the JSON ends too early",
+        b'{"text": "a"}\r\n{"text": "a"\r\n{"text": "b"}\r\n',
+        "row 2: the JSON ends too early",
     ),
     "not json": (LINE.encode() + b"\n\n{'a': 1}\n", "row 3, character 2: not JSON"),
     "scalar": (b"5\n", "row 1: expected an object, {…}, on each line, found a number"),

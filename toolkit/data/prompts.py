@@ -104,8 +104,9 @@ def prompt_lengths(
             except DataError as error:
                 bad.add(source, row, f"{source}, row {row}: {error}")
             at += 1
-        ids = tokenizer(texts, add_special_tokens=not is_chat, return_attention_mask=False)
-        found += map(len, ids["input_ids"]) if texts else ()
+        if texts:
+            ids = tokenizer(texts, add_special_tokens=not is_chat, return_attention_mask=False)
+            found += map(len, ids["input_ids"])
     if not kept:
         raise DataError(f"no prompt can be asked: {'; '.join(bad.found[:1])}")
     return (rows if len(kept) == len(rows) else rows.select(kept)), found
