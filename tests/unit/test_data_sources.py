@@ -32,7 +32,7 @@ BROKEN = {
     "blank": (b"\n\n \n", "the file has no rows"),
     "cut off": (LINE.encode() + b"\n" + LINE.encode()[:-5], "row 2: the JSON ends too early"),
     "cut off inside": (
-        b'{"text": "a"}\r\n{"text": "a"\r\n{"text": "b"}\r\n',
+        b'{"text": "a"}\r\n{"text": "a"\r\n',
         "row 2: the JSON ends too early",
     ),
     "not json": (LINE.encode() + b"\n\n{'a': 1}\n", "row 3, character 2: not JSON"),
