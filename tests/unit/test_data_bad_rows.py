@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from test_data_sources import BROKEN, LINE
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
@@ -12,10 +13,11 @@ from tests import tiny
 from toolkit import cli
 from toolkit.data.bad_rows import BROKEN as COLUMN
 from toolkit.data.bad_rows import BadRows
+from toolkit.data.formats import to_standard
 from toolkit.data.pairs import tokenize_pairs
-from toolkit.data.prompts import prompt_lengths
+from toolkit.data.prompts import askable, prompt_lengths
 from toolkit.data.sequences import tokenize
-from toolkit.data.sources import Rows, load_rows
+from toolkit.data.sources import Rows, load_rows, load_table
 from toolkit.errors import DataError
 from toolkit.models import chatml
 from toolkit.recipe import recipe_from_keywords
@@ -60,7 +62,7 @@ def read(path: Path, purpose: str, words, most: int = 0) -> tuple[Rows, int]:
 
 
 # What is a fault of the whole file, and not of some rows, is refused whatever is allowed.
-OF_THE_FILE = {"empty", "blank", "utf-16", "one document", "keys are data"}
+OF_THE_FILE = {"nul in a key", "empty", "blank", "utf-16", "one document", "keys are data"}
 
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
@@ -277,6 +279,36 @@ def test_bad_rows_of_all_files_count_together(tmp_path: Path, words):
     assert [Path(found.split(": ")[0]).name for found in rows.bad.found] == [
         "train.jsonl:2", "test.jsonl:2",
     ]  # fmt: skip
+
+
+def test_a_bad_row_counts_once_though_its_file_is_read_for_two_splits(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{LINE}\nnonsense\n{LINE}\n", encoding="utf-8")
+    keys = {"dataset_train_split": "train[:1]", "dataset_test_split": "train[1:]"}
+    keys |= {"model_name_or_path": "m", "dataset_name": str(path), "eval_strategy": "epoch"}
+    rows = load_rows(recipe_from_keywords("sft", max_bad_rows=1, **keys).stages[0])
+    assert rows.bad.record() == {"count": 1, "first": ["rows.jsonl:2"]}
+
+
+def test_only_where_a_recipe_may_allow_it_is_it_told_how(tmp_path: Path):
+    path = tmp_path / "exam.jsonl"
+    path.write_text("nonsense\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"; mend the row$"):
+        load_table(path)
+
+
+def test_prompts_to_rank_spell_out_no_control_token(words):
+    prompts = [[USER], [{"role": "user", "content": "<|im_end|>"}], [OTHER]]
+    given = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
+    rows = to_standard(given, origin="f", purpose="prompt")[0]
+    bad = BadRows(most=1)
+    assert askable(rows, words, bad)["row"][:] == [1, 3]
+    assert bad.found[0].startswith("f:2: message 0: the user's text contains '<|im_end|>'")
+    with pytest.raises(DataError, match="f, row 2: message 0"):
+        askable(rows, words, BadRows())
+    with pytest.raises(DataError, match="no prompt can be asked: f:2: "):
+        askable(rows.select([1]), words, BadRows(most=1))
+    assert len(askable(rows, tiny.tokenizer(), BadRows())) == 3
 
 
 def test_cells_and_documents_too(tmp_path: Path, words):

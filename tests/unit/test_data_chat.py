@@ -4,8 +4,10 @@ import re
 
 import pytest
 from test_data_chat_oracle import TEMPLATES, byte_level, runs, verify, with_special_tokens
+from tokenizers import processors
 from transformers import AutoTokenizer
 
+from tests import tiny
 from toolkit.data.chat import (
     completion_sequences,
     describe_template,
@@ -316,6 +318,35 @@ def test_text_trains_every_token_and_its_end(stories):
     assert text_sequence(tokenizer, "Once</s>")["input_ids"].count(tokenizer.eos_token_id) == 1
     with pytest.raises(DataError, match="no eos_token"):
         text_sequence(byte_level(), "Once")
+
+
+def test_every_form_begins_once_and_ends_with_its_stop():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|bos|>"})
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", start)]
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role + m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for sequences in (
+        training_sequences(tokenizer, talk),
+        completion_sequences(tokenizer, talk[:1], talk[1:]),
+        completion_sequences(tokenizer, "a", "b"),
+        [text_sequence(tokenizer, "ab")],
+    ):
+        (sequence,) = sequences
+        assert sequence["input_ids"][0] == start
+        assert sequence["input_ids"].count(start) == 1
+        assert sequence["labels"][-1] == end
+    with pytest.raises(DataError, match=r"the text begins with '<\|bos\|>', which the tokenizer"):
+        text_sequence(tokenizer, "<|bos|>ab")
+    with pytest.raises(DataError, match=r"the text begins with '<\|bos\|>', which the tokenizer"):
+        completion_sequences(tokenizer, "<|bos|>a", "b")
 
 
 def test_a_conversation_without_an_answer_trains_nothing():

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, load_from_disk
 from transformers import PreTrainedTokenizerFast
@@ -7,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from tests import tiny
 from toolkit.data.files import read_objects
 from toolkit.data.formats import to_standard
-from toolkit.data.sequence_report import check_stops, readable
+from toolkit.data.sequence_report import check_stops, readable, report_of
 from toolkit.data.sequences import tokenize
 from toolkit.data.splits import joined
 from toolkit.errors import DataError
@@ -278,6 +279,28 @@ def test_many_lost_stop_tokens_are_refused(words: PreTrainedTokenizerFast):
     assert (lost.rows_overlong, lost.rows_stop_lost, lost.stops_lost) == (1, 0, 1 / 3)
     with pytest.raises(DataError, match=r"1 of 3 rows \(33%; row 3\) lose their stop token"):
         check_stops(lost)
+
+
+def test_the_max_length_that_is_told_is_enough():
+    """Also where a row is several sequences: two of twenty rows end late, of forty sequences."""
+    last = np.array([[4, 9]] * 18 + [[4, 29]] * 2).ravel()
+
+    def report(max_length):
+        length = last + 1
+        kept = np.minimum(length, max_length)
+        counts = {
+            "at": np.arange(40),
+            "part": np.array([0, 1] * 20),
+            "length": length,
+            "kept": kept,
+        }
+        counts |= {"first_trained": length * 0, "last_trained": last, "trained": length}
+        counts["left_out"] = np.array([""] * 40)
+        return report_of(counts, str, mode="", max_length=max_length, truncation_mode="keep_start")
+
+    with pytest.raises(DataError, match=r"2 of 20 rows .* raise max_length to 30"):
+        check_stops(report(10))
+    check_stops(report(30))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ BROKEN = {
     "empty": (b"", "the file is empty"),
     "blank": (b"\n\n \n", "the file has no rows"),
     "cut off": (LINE.encode() + b"\n" + LINE.encode()[:-5], "row 2: the JSON ends too early"),
+    "cut off inside": (
+        b'{"text": "a"}\r\n{"text": "a"\r\n',
+        "row 2: the JSON ends too early",
+    ),
     "not json": (LINE.encode() + b"\n\n{'a': 1}\n", "row 3, character 2: not JSON"),
     "scalar": (b"5\n", "row 1: expected an object, {…}, on each line, found a number"),
     "array": (b"[1]\n", "found a list"),
@@ -42,6 +46,7 @@ BROKEN = {
     "half a pair": (b'{"text": "\\ud83d"}\n', "row 1: half of a surrogate pair"),
     "one document": (b'[\n{"text": "a"}\n]\n', "name the file .json"),
     "nul": (b'{"text": "a\0b"}\n', "row 1, character 12: not JSON: Invalid control character"),
+    "nul in a key": (b'{"text": "a"}\n{"a\\u0000b": 1}\n', "row 2: the key 'a\\x00b' has a NUL"),
     "infinite": (b'{"text": "a", "x": 1e999}\n', "row 1: the number 1e999 is too large"),
     "long number": (b'{"x": ' + b"9" * 5000 + b"}\n", "row 1: Exceeds the limit"),
     "keys are data": (

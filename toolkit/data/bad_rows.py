@@ -16,7 +16,6 @@ from toolkit.errors import DataError
 BROKEN = "__broken__"
 """The column that says what is wrong with a row; null where nothing is."""
 LISTED = 5  # how many bad rows are named
-REMEDY = "mend the row, or set max_bad_rows to go on without it"
 
 
 @dataclass
@@ -24,20 +23,21 @@ class BadRows:
     """The bad rows of a stage, its held-out ones included.
 
     Attributes:
-        most: how many may be left out.
+        most: how many may be left out; None where no recipe could say so.
         found: those that were, each as `file:line` and what is wrong there.
     """
 
-    most: int = 0
+    most: int | None = None
     found: list[str] = field(default_factory=list)
+    _known: set[str] = field(default_factory=set, repr=False)
 
     @property
     def stops_at_first(self) -> bool:
         """Whether one bad row is one too many."""
-        return self.most == 0
+        return not self.most
 
     def add(self, source: str, row: int, message: str) -> None:
-        """Count one bad row.
+        """Count one bad row; once, though its file may be read for several splits.
 
         Args:
             source: its file.
@@ -48,9 +48,13 @@ class BadRows:
             DataError: if it is one too many.
         """
         reason = message.removeprefix(f"{source}, row {row}").lstrip(",: ")
-        self.found.append(f"{source}:{row}: {reason}")
-        if self.stops_at_first:
-            raise DataError(f"{message}; {REMEDY}")
+        if not self.most:
+            go_on = "" if self.most is None else ", or set max_bad_rows to go on without it"
+            raise DataError(f"{message}; mend the row{go_on}")
+        line = f"{source}:{row}: {reason}"
+        if line not in self._known:
+            self._known.add(line)
+            self.found.append(line)
         if len(self.found) > self.most:
             raise DataError(
                 f"over {self.most:,} bad rows, which is all that max_bad_rows allows: "

@@ -132,10 +132,10 @@ def text_sequence(tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, li
         `{"input_ids", "labels"}`, both the same tokens, which end with the end-of-sequence token.
 
     Raises:
-        DataError: if the tokenizer has no end-of-sequence token.
+        DataError: if the tokenizer has no end-of-sequence token, or the text would begin twice.
     """
     end = _end_id(tokenizer)
-    ids = list(tokenizer(text).input_ids)
+    ids = _one_start(tokenizer, list(tokenizer(text).input_ids))
     if not ids or ids[-1] != end:
         ids.append(end)
     return {"input_ids": ids, "labels": list(ids)}
@@ -277,7 +277,7 @@ def _plain_completion(
     answer = completion.removesuffix(eos)
     if eos in answer:
         raise DataError(f"the completion contains {eos!r} before its end: remove it from the row")
-    before = list(tokenizer(prompt).input_ids)
+    before = _one_start(tokenizer, list(tokenizer(prompt).input_ids))
     bare = tokenizer(prompt, add_special_tokens=False).input_ids
     if before and before[-1] == end and len(before) > len(bare) and not prompt.endswith(eos):
         before.pop()  # a tokenizer that ends every text would end the prompt before its answer
@@ -291,6 +291,17 @@ def _plain_completion(
         "input_ids": [*before, *trained],
         "labels": [IGNORED] * len(before) + trained,
     }
+
+
+def _one_start(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """The tokens, if they begin but once: a text that was rendered before brings its own start."""
+    start = tokenizer.bos_token_id
+    if start is not None and ids[:2] == [start, start]:
+        raise DataError(
+            f"the text begins with {tokenizer.bos_token!r}, which the tokenizer puts first by "
+            "itself: take it off the row"
+        )
+    return ids
 
 
 def _end_id(tokenizer: PreTrainedTokenizerBase) -> int:

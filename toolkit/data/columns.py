@@ -58,12 +58,13 @@ def table_of(rows: Iterable[Row], source: str) -> pa.Table:
     Keys of that name become columns as `OWN` says.
 
     Raises:
-        DataError: if there are so many keys that they can be no columns.
+        DataError: if a key can be no column's name, or there are so many that they can be none.
     """
     remaining, parts, known = iter(rows), list[pa.Table](), set[str]()
     while chunk := list(islice(remaining, CHUNK_ROWS)):
         names = dict.fromkeys(name for _, row in chunk for name in row)
         known |= names.keys()
+        _check_names(names, chunk, source)
         if len(known) > MOST_COLUMNS:
             raise DataError(
                 f"{source}: over {MOST_COLUMNS:,} different keys by row {chunk[-1][0]:,}, such as "
@@ -77,6 +78,16 @@ def table_of(rows: Iterable[Row], source: str) -> pa.Table:
         columns["row"] = pa.array([number for number, _ in chunk], pa.int64())
         parts.append(pa.table(columns))
     return united(parts, source)
+
+
+def _check_names(names: Iterable[str], chunk: Sequence[Row], source: str) -> None:
+    """Check that keys can be names of columns: `datasets` ends a name at a NUL."""
+    for name in names:
+        if "\0" in name:
+            number = next(number for number, row in chunk if name in row)
+            raise DataError(
+                f"{source}, row {number}: the key {listed([name])} has a NUL; rename it"
+            )
 
 
 def _array(values: list[Any]) -> pa.Array:

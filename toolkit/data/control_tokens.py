@@ -12,7 +12,7 @@ from toolkit.data.chat import state_of
 from toolkit.data.template_render import CONTROL_TEXT, Message, Template, text_of
 from toolkit.errors import DataError
 
-_WORDS: WeakKeyDictionary[Template, list[str]] = WeakKeyDictionary()
+_WORDS: WeakKeyDictionary[Template, re.Pattern[str]] = WeakKeyDictionary()
 
 
 def check_spoken(
@@ -42,17 +42,20 @@ def check_spoken(
         _check(text, "the tools'", _WORDS[template])
 
 
-def _words(tokenizer: PreTrainedTokenizerBase, template: Template) -> list[str]:
-    """What the tokenizer reads as one token of control, and how the template ends a turn."""
+def _words(tokenizer: PreTrainedTokenizerBase, template: Template) -> re.Pattern[str]:
+    """What the tokenizer reads as one token of control, and how the template ends a turn.
+
+    One expression, for a tokenizer may have thousands of them.
+    """
     added = tokenizer.added_tokens_decoder.values()
     words = {token.content for token in added if token.special and token.content.strip()}
-    return sorted(words | {stop for stop in template.stops if re.fullmatch(CONTROL_TEXT, stop)})
+    words |= {stop for stop in template.stops if re.fullmatch(CONTROL_TEXT, stop)}
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
 
 
-def _check(text: str, whose: str, words: list[str]) -> None:
-    found = next((word for word in words if word in text), None)
-    if found is not None:
+def _check(text: str, whose: str, words: re.Pattern[str]) -> None:
+    if (found := words.search(text)) is not None:
         raise DataError(
-            f"{whose} text contains {found!r}, which is read as a control token, not as these "
+            f"{whose} text contains {found[0]!r}, which is read as a control token, not as these "
             "letters: write it otherwise, such as with a space inside"
         )

@@ -202,13 +202,14 @@ def _parsed(text: str, source: str, number: int, *, unit: str = "row") -> Any:
 def _json_lines(path: Path, source: str, notes: list[str], bad: BadRows) -> Iterator[Row]:
     blank = 0
     for number, raw in _byte_lines(path, source):
-        if not raw.strip():
+        line = raw.rstrip(b" \t\r\n")  # what is missing at its end is not said of the next
+        if not line.strip():
             blank += 1
             continue
-        if raw.strip() in {b"[", b"{"}:
+        if line.strip() in {b"[", b"{"}:
             _fail(source, number, "one JSON document over several lines; name the file .json")
         try:
-            row = _object(_decoded(raw, source, number), source, number)
+            row = _object(_decoded(line, source, number), source, number)
         except DataError as error:
             bad.add(source, number, str(error))
             continue

@@ -88,7 +88,7 @@ def to_standard(
     dataset = dataset.select_columns([*dict.fromkeys([*read, *carried]), *PLACE])
     features |= {name: dataset.features[name] for name in carried}
     given = {"plans": plans, "kinds": features, "carried": carried, "origin": origin}
-    given["stops"] = bad.stops_at_first
+    given["bad"] = bad
     standard = dataset.with_format("arrow").map(
         _convert,
         batched=True,
@@ -153,7 +153,7 @@ def _convert(
     kinds: dict[str, Any],
     carried: list[str],
     origin: str,
-    stops: bool,
+    bad: BadRows,
 ) -> pa.Table:
     """Some rows in the standard form; what is wrong with one stands in `BROKEN`, or is raised."""
     read = dict.fromkeys(name for each in plans for name in (*each.needed, *each.optional))
@@ -168,8 +168,8 @@ def _convert(
                 raise broken
             standard = _standard(row, plans, kinds)
         except BrokenRule as error:
-            if stops:
-                BadRows().add(row["source"], row["row"], f"{place}, {error}")
+            if bad.stops_at_first:
+                bad.add(row["source"], row["row"], f"{place}, {error}")
             standard = {BROKEN: str(error)}
         standard |= {"dataset": origin, "source": row["source"], "row": row["row"]}
         for name, values in found.items():

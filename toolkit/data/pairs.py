@@ -94,7 +94,7 @@ def tokenize_pairs(
         num_proc=num_proc,
         remove_columns=rows.column_names,
         features=Features(KINDS),
-        fn_kwargs={**given, "stops": bad.stops_at_first},
+        fn_kwargs={**given, "bad": bad},
         new_fingerprint=token_fingerprint(rows, tokenizer, "pairs"),
         desc="tokenizing",
     )
@@ -117,7 +117,7 @@ def tokenize_pairs(
 
 
 def _encode(
-    table: pa.Table, tokenizer: PreTrainedTokenizerBase, is_chat: bool, stops: bool
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, is_chat: bool, bad: BadRows
 ) -> dict[str, list[Any]]:
     """The pairs of some rows, and for each row at least one entry that says what was counted.
 
@@ -127,8 +127,8 @@ def _encode(
     rows = [{k: values[at] for k, values in batch.items()} for at in range(len(table))]
     found: dict[str, list[Any]] = {name: [] for name in KINDS}
     for row, one in zip(rows, (_chats if is_chat else _texts)(tokenizer, rows), strict=True):
-        if isinstance(one, DataError) and stops:
-            BadRows().add(row["source"], row["row"], f"{row['source']}, row {row['row']}: {one}")
+        if isinstance(one, DataError) and bad.stops_at_first:
+            bad.add(row["source"], row["row"], f"{row['source']}, row {row['row']}: {one}")
         broken = str(one) if isinstance(one, DataError) else None
         before, answers, lost = ([], [], []) if isinstance(one, DataError) else one
         pairs, tied, equal = _pairs_of(answers, row["ranks"])

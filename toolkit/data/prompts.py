@@ -8,11 +8,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.bad_rows import BadRows
-from toolkit.data.columns import exact_columns, kind_of, listed
+from toolkit.data.columns import PLACE, exact_columns, kind_of, listed
 from toolkit.data.control_tokens import check_spoken
 from toolkit.data.plans import (
     CONVERSATIONS,
     SYSTEM,
+    TOOLS,
     Plan,
     asking,
     is_conversational,
@@ -103,11 +104,40 @@ def prompt_lengths(
             except DataError as error:
                 bad.add(source, row, f"{source}, row {row}: {error}")
             at += 1
-        ids = tokenizer(texts, add_special_tokens=not is_chat, return_attention_mask=False)
-        found += map(len, ids["input_ids"]) if texts else ()
+        if texts:
+            ids = tokenizer(texts, add_special_tokens=not is_chat, return_attention_mask=False)
+            found += map(len, ids["input_ids"])
     if not kept:
         raise DataError(f"no prompt can be asked: {'; '.join(bad.found[:1])}")
     return (rows if len(kept) == len(rows) else rows.select(kept)), found
+
+
+def askable(rows: Dataset, tokenizer: PreTrainedTokenizerBase, bad: BadRows) -> Dataset:
+    """The rows whose prompt spells out no control token, with its own tools.
+
+    Args:
+        rows: of the form "prompt".
+        tokenizer: whose control tokens they are; without a chat template nothing is one.
+        bad: takes the others.
+
+    Raises:
+        DataError: if too many are bad, or all.
+    """
+    if not (tokenizer.chat_template and is_conversational(rows, "prompt")):
+        return rows
+    read = ["prompt", *PLACE, *(name for name in (TOOLS,) if name in rows.column_names)]
+    columns = exact_columns(rows.select_columns(read).with_format("arrow")[:])
+    kept: list[int] = []
+    for at, values in enumerate(zip(*columns.values(), strict=True)):
+        row = dict(zip(columns, values, strict=True))
+        try:
+            check_spoken(tokenizer, row["prompt"], row.get(TOOLS))
+            kept.append(at)
+        except DataError as error:
+            bad.add(row["source"], row["row"], f"{row['source']}, row {row['row']}: {error}")
+    if not kept:
+        raise DataError(f"no prompt can be asked: {'; '.join(bad.found[:1])}")
+    return rows.select(kept)
 
 
 def prompt_messages(value: Any, column: str) -> list[dict[str, Any]]:

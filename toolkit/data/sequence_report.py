@@ -35,8 +35,8 @@ class SequenceReport:
         rows_start_lost: rows that are trained without their first trained token.
         rows_left_out: rows of which the chat template leaves something out.
         left_out: what that is, such as "developer messages".
-        stops_kept_at: the smallest `max_length` at which no more than a twentieth of the sequences
-            lose their last trained token.
+        stops_kept_at: the smallest `max_length` at which no more than a twentieth of the rows lose
+            a stop token.
     """
 
     mode: str
@@ -158,7 +158,7 @@ def report_of(
         max_length=max_length,
         truncation_mode=truncation_mode,
         left_out=list(dict.fromkeys(missing)),
-        stops_kept_at=_stops_kept_at(counts),
+        stops_kept_at=_stops_kept_at(counts["last_trained"], begins),
         rows=len(begins),
         sequences=int((kept > 0).sum()),
         tokens=int(length[kept > 0].sum()),
@@ -169,9 +169,11 @@ def report_of(
     )
 
 
-def _stops_kept_at(counts: Mapping[str, np.ndarray]) -> int:
-    needed = np.sort(counts["last_trained"][counts["trained"] > 0]) + 1
-    return int(needed[int(np.ceil(len(needed) * (1 - MOST_STOPS_LOST))) - 1]) if len(needed) else 0
+def _stops_kept_at(last_trained: np.ndarray, begins: np.ndarray) -> int:
+    if not len(begins):
+        return 0
+    needed = np.sort(np.maximum.reduceat(last_trained, begins)) + 1
+    return int(needed[len(needed) - 1 - int(len(needed) * MOST_STOPS_LOST)])
 
 
 def check_stops(report: SequenceReport) -> None:

@@ -129,7 +129,7 @@ def tokenize(
         num_proc=num_proc,
         remove_columns=rows.column_names,
         features=Features(KINDS),
-        fn_kwargs={"tokenizer": tokenizer, "options": options, "stops": bad.stops_at_first},
+        fn_kwargs={"tokenizer": tokenizer, "options": options, "bad": bad},
         new_fingerprint=token_fingerprint(rows, tokenizer, options),
         desc="tokenizing",
     )
@@ -143,7 +143,7 @@ def tokenize(
 
 
 def _encode(
-    table: pa.Table, tokenizer: PreTrainedTokenizerBase, options: Options, stops: bool
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, options: Options, bad: BadRows
 ) -> dict[str, list[Any]]:
     """The sequences of some rows, cut, with what the report counts.
 
@@ -160,9 +160,9 @@ def _encode(
             if any(len(sequence["input_ids"]) < 2 for sequence in sequences):
                 raise DataError("the row is one token only, and nothing comes before it")
         except DataError as error:
-            if stops:
+            if bad.stops_at_first:
                 place = f"{row['source']}, row {row['row']}"
-                BadRows().add(row["source"], row["row"], f"{place}: {error}")
+                bad.add(row["source"], row["row"], f"{place}: {error}")
             sequences, missing, broken = [EMPTY], [], str(error)
         told = {name: row.get(name) for name in ("dataset", *PLACE)}
         told |= {"left_out": ", ".join(missing), BROKEN: broken}

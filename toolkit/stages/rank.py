@@ -5,7 +5,7 @@ What is written, `ranked.jsonl`, is what stage reward and stage dpo read: `promp
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts.manifest import StageResult, digest_of
 from toolkit.data.columns import PLACE, exact_columns
-from toolkit.data.control_tokens import check_spoken
+from toolkit.data.prompts import askable
 from toolkit.data.sources import Examples, Rows, load_rows
 from toolkit.data.template_render import Template
-from toolkit.errors import DataError, RecipeError, TrainingError
+from toolkit.errors import RecipeError, TrainingError
 from toolkit.evaluation.graded import Key
 from toolkit.inference.sampling import Completion, Prompt, Sampling
 from toolkit.recipe import StageRecipe
@@ -95,6 +95,7 @@ def run(
     at_revision = recipe["start_from_revision"] is not None
     start = starting_point(recipe, earlier) if at_revision else recipe["start_from"]
     policy = examined_model(start or BASE, recipe, earlier, model, processing_class)
+    rows = replace(rows, train=askable(rows.train, policy.load_tokenizer(), rows.bad))
     for line in rows.notes:
         note(line)
     wanted = samples_of(policy, rows, recipe)
@@ -165,25 +166,9 @@ def prompts_of(wanted: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> 
         index = each.key[2]
         if index not in written:
             tools = each.columns.get("tools")
-            if template is not None and not isinstance(each.prompt, str):
-                check_asked(each, each.prompt, tokenizer)
             written[index] = rendered(each.prompt, tools, tokenizer, template)
         found.append(Prompt(written[index], each.seed, (), each.where))
     return found
-
-
-def check_asked(
-    asked: Sample, prompt: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Check that the prompt of a sample spells out no control token.
-
-    Raises:
-        DataError: with its file and row.
-    """
-    try:
-        check_spoken(tokenizer, prompt, asked.columns.get("tools"))
-    except DataError as error:
-        raise DataError(f"{asked.where}: {error}") from error
 
 
 def line_of(policy: Examined, one: Sample, completion: Completion) -> dict[str, Any]:
