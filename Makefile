@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/toolkit run recipes/quickstart.yaml --overwrite
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
