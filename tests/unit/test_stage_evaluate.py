@@ -56,7 +56,7 @@ def test_every_completion_is_kept_and_reported(tiny_base, adapter, tmp_path, cap
     names = {path.name for path in (tmp_path / "exam").iterdir()}
     assert names == {
         "completions-base.jsonl", file_name(str(adapter)), "report.json", "stage.json",
-        "recipe.yaml", "plots",
+        "recipe.yaml", "status.json", "plots",
     }  # fmt: skip
 
 

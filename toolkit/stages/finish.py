@@ -47,7 +47,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     directory = Path(str(trainer.args.output_dir))
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
-    for callback in (progress, WarmupFits(recipe), AtTheEndOfAnEpoch()):
+    for callback in (progress, WarmupFits(recipe)):
         trainer.add_callback(callback)
     note_start(trainer)
     keep_private(trainer, recipe)
@@ -66,9 +66,8 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     warn_if_scarce(trainer)
     try:
         with guarded(trainer):
-            trainer.add_callback(
-                AtTheEndOfAnEpoch()
-            )  # last: it puts off whatever save is asked for
+            # the last of them: it puts off whatever save the others ask for
+            trainer.add_callback(AtTheEndOfAnEpoch())
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
