@@ -12,7 +12,7 @@ from toolkit.stages.guards import Guard
 LIMIT = 0.01
 SIZES = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
 KEYS = {
-    "max_steps": 10, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
+    "max_steps": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
     "save_strategy": "no", "report_to": "none",
 }  # fmt: skip
 
