@@ -117,9 +117,9 @@ def overview() -> str:
     lines = [
         "Post-training on the Hugging Face stack: one frozen base, LoRA adapters, one recipe.",
         "",
-        f"  toolkit run RECIPE {RUN_FLAGS}",
-        "                            one stage or a pipeline: skip what is finished, go on with",
-        "                            what was interrupted",
+        "  toolkit run RECIPE [--overwrite] [--allow-change KEY] [--debug] [--key value …]",
+        "                            one stage or a pipeline: skip what is finished, go on",
+        "                            with what was interrupted",
         f"  toolkit {stages} [--key value …]",
         "                            the same without a file; --help lists the keys",
         "  toolkit init FILE         look at the data and the device, write a recipe",
@@ -137,7 +137,7 @@ def overview() -> str:
         "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
         "                            the same on many devices",
         "",
-        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130 and 143 signals.",
+        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130/143 signals.",
     ]
     return "\n".join(lines)
 

@@ -177,7 +177,7 @@ def test_a_file_that_the_system_cuts_off(trained, run, tiny_base, tmp_path):
 
     fork = Fork(cut_off, tmp_path / "log")
     assert fork.wait() == 5
-    assert "the disk is full (a checkpoint needs" in (tmp_path / "log").read_text()
+    assert "the disk is full: a checkpoint needs" in (tmp_path / "log").read_text()
     assert newest(run) == run / "checkpoint-3"
     again(trained, run, tiny_base)
     assert weights(run) == weights(trained / "run")

@@ -339,7 +339,7 @@ def test_a_length_judge_is_named(tiny_base, tmp_path, capsys):
 
 def test_scores_that_are_not_finite_stop_the_stage(tiny_base, tmp_path):
     with pytest.raises(TrainingError, match=r"held-out pair 1 has the scores nan and nan; lower"):
-        reward(tiny_base, tmp_path, eval_dataset=PAIRS[:4], learning_rate=1e30, max_steps=1)
+        reward(tiny_base, tmp_path, eval_dataset=PAIRS[:4], learning_rate=1e37, max_steps=1)
 
 
 def test_pairs_longer_than_the_base_are_refused(tiny_base, tmp_path):
