@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
@@ -18,7 +19,7 @@ from tests.unit.test_stage_resume import assert_same, interrupt, logged
 from toolkit.artifacts.checkpoint import seal
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models.reward import load_reward_model
-from toolkit.stages.reward_trainer import WeightedRewardTrainer, pair_losses
+from toolkit.stages.reward_trainer import WeightedRewardTrainer, pair_losses, scored_pairs
 
 KEYS = {
     "learning_rate": 5e-3, "lr_scheduler_type": "constant",
@@ -337,9 +338,11 @@ def test_a_length_judge_is_named(tiny_base, tmp_path, capsys):
     assert "warning: this reward model merely likes long answers" in printed
 
 
-def test_scores_that_are_not_finite_stop_the_stage(tiny_base, tmp_path):
-    with pytest.raises(TrainingError, match=r"held-out pair 1 has the scores nan and nan; lower"):
-        reward(tiny_base, tmp_path, eval_dataset=PAIRS[:4], learning_rate=1e37, max_steps=1)
+def test_scores_that_are_not_finite_are_no_result():
+    """Weights that are finite can give them all the same."""
+    columns = {"chosen_ids": [[1]], "rejected_ids": [[2]], "prompt_index": [0], "weight": [1.0]}
+    with pytest.raises(TrainingError, match=r"held-out pair 1 has the scores nan and 0.0; lower"):
+        scored_pairs(Dataset.from_dict(columns), {0: (float("nan"), 0.0)})
 
 
 def test_pairs_longer_than_the_base_are_refused(tiny_base, tmp_path):
