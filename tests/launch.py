@@ -9,10 +9,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def two_processes(*words: object) -> str:
-    """What `python -m toolkit WORDS` prints when two processes do it; it must succeed."""
-    done = launched("accelerate_configs/cpu.yaml", "toolkit", *words)
+    """What `python -m toolkit WORDS --accelerate cpu` prints; it must succeed."""
+    done = with_accelerate(*words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def with_accelerate(*words: object) -> subprocess.CompletedProcess[str]:
+    """What `python -m toolkit WORDS --accelerate cpu` comes to."""
+    command = [sys.executable, "-m", "toolkit", *map(str, words), "--accelerate", "cpu"]
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def environment() -> dict[str, str]:
+    """Of processes that share the cores of a small machine."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def launched(config: str, module: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -25,7 +38,7 @@ def launched(config: str, module: str, *words: object) -> subprocess.CompletedPr
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     command += ["--num_processes", "2", "--mixed_precision", "no", "-m", module, *map(str, words)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    on_cpu = environment() | {"ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+        command, env=on_cpu, capture_output=True, text=True, check=False, cwd=ROOT
     )
