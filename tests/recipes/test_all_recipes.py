@@ -162,7 +162,8 @@ def test_the_cluster_s_files_start_what_there_is():
     task = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text(encoding="utf-8"))
     assert load_recipe(ROOT / task["envs"]["RECIPE"]).stages
     for line in (slurm, task["run"]):
-        flags = set(re.findall(r"(?<!#SBATCH )--([a-z_]+)[ =]", line)) - {"nodes", "kill"}
+        commands = "\n".join(part for part in line.splitlines() if not part.startswith("#"))
+        flags = set(re.findall(r"--([a-z_]+) ", commands))
         known = {"accelerate", "output_dir", *launching.OF_LAUNCHER}
         assert {"num_machines", "num_processes", "machine_rank", "main_process_ip"} <= flags <= known
         (config,) = re.findall(r"(?:--accelerate |CONFIG:-)(\w+)", line)
