@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.errors import HubError, RecipeError, ToolkitError, TrainingError
+from toolkit.stages.device_faults import of_device
 from toolkit.stages.disk import full_disk, is_full
 
 NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
@@ -20,7 +21,7 @@ def one_line(folder: Path) -> Iterator[None]:
         folder: the stage's.
 
     Raises:
-        TrainingError: if the disk is full.
+        TrainingError: if the disk is full, or the device lacks memory or an operation.
         RecipeError: if the folder cannot be made, or a key asks for a package that is not here.
         HubError: if the Hub cannot be reached or refuses.
     """
@@ -28,6 +29,8 @@ def one_line(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         said = " ".join(str(error).split())
+        if (lacking := of_device(error)) is not None and not isinstance(error, ToolkitError):
+            raise lacking from error
         if is_full(error):
             raise TrainingError(full_disk(folder)) from error
         if isinstance(error, ToolkitError):

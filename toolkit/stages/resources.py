@@ -7,6 +7,8 @@ from typing import Any
 import psutil
 import torch
 
+from toolkit.models.load import accelerator
+
 
 class Usage:
     """Measures what this process uses from here on."""
@@ -21,7 +23,7 @@ class Usage:
         gpu = torch.cuda.is_available()
         return {
             "seconds": round(time.monotonic() - self.started, 2),
-            "device": torch.cuda.get_device_name() if gpu else "cpu",
+            "device": torch.cuda.get_device_name() if gpu else accelerator(),
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if gpu else peak_rss(),
         }
 

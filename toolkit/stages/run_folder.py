@@ -10,7 +10,7 @@ from toolkit.artifacts import manifest
 from toolkit.artifacts.running import only_run
 from toolkit.errors import RecipeError
 from toolkit.stages import terminal
-from toolkit.stages.processes import is_first_process
+from toolkit.stages.processes import is_first_process, writes_here
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
@@ -49,9 +49,9 @@ def refuse_or_clear(
             f"{folder} holds a run that is not this one any more ({'; '.join(changed)}); {go_on}"
             "--overwrite reruns it and all that follows from it, or give another output_dir"
         )
-    if is_first_process():
+    if writes_here():
         (folder / "log.jsonl").unlink(missing_ok=True)
-    if at_stake and is_first_process():
+    if at_stake and writes_here():
         old = manifest.read_json(folder / manifest.MANIFEST) or {}
         for name in (manifest.MANIFEST, manifest.STARTED, *old.get("outputs", ())):
             (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""Rows that several processes on one machine need alike: the first prepares them, the others read.
+
+What `datasets` keeps in memory it would prepare again in each process. Here the first of a machine
+writes to the cache of `datasets`, from where all of them map the same file into memory.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets.config as settings
+from accelerate import PartialState
+from datasets import Dataset
+from torch import distributed
+
+FOLDER = "toolkit"  # below the cache of `datasets`
+
+
+def mapped(rows: Dataset, function: Callable[..., Any], *, fingerprint: str, **given: Any) -> Dataset:
+    """`rows.map(function, …)`, computed by one process of each machine.
+
+    Args:
+        rows: the same in every process.
+        function: makes batches of others.
+        fingerprint: says all that the result depends on.
+        **given: to `Dataset.map`.
+    """
+    given |= {"new_fingerprint": fingerprint}
+    if not several():
+        return rows.map(function, **given)
+    place = Path(settings.HF_DATASETS_CACHE) / FOLDER / f"{fingerprint}.arrow"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with first_of_machine_first():
+        found = rows.map(function, cache_file_name=str(place), load_from_cache_file=True, **given)
+    found._fingerprint = fingerprint  # what is read from the cache has another, of its file
+    return found
+
+
+def several() -> bool:
+    """Whether processes work together, and have joined."""
+    return distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+@contextmanager
+def first_of_machine_first() -> Iterator[None]:
+    """Have the first process of each machine go through the block before the others.
+
+    If it fails, the others go on too, and find the same fault.
+    """
+    state, is_first = PartialState(), int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if not is_first:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if is_first:
+            state.wait_for_everyone()
