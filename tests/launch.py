@@ -28,16 +28,27 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def launched(config: str, module: str, *words: object) -> subprocess.CompletedProcess[str]:
+def launched(
+    config: str, module: str, *words: object, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     """What `python -m MODULE WORDS` comes to when two processes do it.
 
     Args:
         config: of the launcher, with its own number of processes and precision set aside.
         module: what they run.
         *words: its arguments.
+        processes: how many, if not two.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    command += ["--num_processes", "2", "--mixed_precision", "no", "-m", module, *map(str, words)]
+    command += [
+        "--num_processes",
+        str(processes),
+        "--mixed_precision",
+        "no",
+        "-m",
+        module,
+        *map(str, words),
+    ]
     on_cpu = environment() | {"ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         command, env=on_cpu, capture_output=True, text=True, check=False, cwd=ROOT

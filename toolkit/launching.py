@@ -26,7 +26,10 @@ OF_LAUNCHER = (
     "rdzv_backend",
 )  # fmt: skip
 """What `accelerate launch` takes and may stand beside `--accelerate`; none is a key of a recipe."""
-PLACES = (Path(__file__).parent, Path(__file__).resolve().parents[1])  # installed, and in the sources
+PLACES = (
+    Path(__file__).parent,
+    Path(__file__).resolve().parents[1],
+)  # installed, and in the sources
 FOLDER = "accelerate_configs"
 EXIT_CODE = "TOOLKIT_EXIT_CODE"
 """The variable that names the file in which the first process to fail writes its exit code."""
@@ -89,7 +92,9 @@ def config_file(name: str) -> Path:
     if (path := Path(name).expanduser()).suffix in {".yaml", ".yml", ".json"}:
         if path.is_file():
             return path
-        raise UsageError(f"{FLAG} {name}: no such file; give a path, or one of {', '.join(names())}")
+        raise UsageError(
+            f"{FLAG} {name}: no such file; give a path, or one of {', '.join(names())}"
+        )
     if name not in names():
         raise UsageError(
             f"{FLAG} {name}: expected the path of a launcher's .yaml, or one of "

@@ -17,8 +17,8 @@ from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keyword
 from toolkit.recipe.keys import TRAINING
 from toolkit.stages import pushing, terminal
 from toolkit.stages.failures import one_line
-from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.machines import look_at_disks, send
+from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import (
     from_first,
     is_first_process,

@@ -78,7 +78,9 @@ def watched_writes(below: Path) -> list[str]:
     def watch(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(args[0], str | os.PathLike):
             path, mode, flags = Path(args[0]).absolute(), args[1], args[2]
-            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(mode or "r") & set("wax+")
+            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(mode or "r") & set(
+                "wax+"
+            )
             if below in path.parents and writes:
                 written.append(path.relative_to(below).as_posix())
 

@@ -165,6 +165,8 @@ def test_the_cluster_s_files_start_what_there_is():
         commands = "\n".join(part for part in line.splitlines() if not part.startswith("#"))
         flags = set(re.findall(r"--([a-z_]+) ", commands))
         known = {"accelerate", "output_dir", *launching.OF_LAUNCHER}
-        assert {"num_machines", "num_processes", "machine_rank", "main_process_ip"} <= flags <= known
+        assert (
+            {"num_machines", "num_processes", "machine_rank", "main_process_ip"} <= flags <= known
+        )
         (config,) = re.findall(r"(?:--accelerate |CONFIG:-)(\w+)", line)
         assert launching.config_file(config).is_file()

@@ -30,7 +30,17 @@ def started(monkeypatch):
 
 
 def test_the_launcher_is_given_its_own_words_and_the_processes_theirs(started):
-    words = ["run", RECIPE, "--accelerate", "fsdp2", "--num_processes", "4", "--seed", "1", "--debug"]
+    words = [
+        "run",
+        RECIPE,
+        "--accelerate",
+        "fsdp2",
+        "--num_processes",
+        "4",
+        "--seed",
+        "1",
+        "--debug",
+    ]
     assert cli.main(words) == 1
     ((command, _),) = started
     config = str(ROOT / "accelerate_configs" / "fsdp2.yaml")
@@ -122,7 +132,14 @@ def test_a_child_that_a_signal_has_killed_ends_as_a_shell_says_it():
 @pytest.mark.slow
 def test_the_exit_code_of_a_stage_that_fails_on_two_processes(tiny_base, tmp_path):
     rows = tiny.save_rows(tmp_path / "bad.jsonl", [{"messages": [{"role": "x", "content": "y"}]}])
-    keys = ["--model_name_or_path", tiny_base, "--dataset_name", rows, "--output_dir", tmp_path / "run"]
+    keys = [
+        "--model_name_or_path",
+        tiny_base,
+        "--dataset_name",
+        rows,
+        "--output_dir",
+        tmp_path / "run",
+    ]
     done = with_accelerate("sft", *keys)
     assert done.returncode == 4
     assert "bad.jsonl" in done.stderr

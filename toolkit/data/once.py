@@ -18,7 +18,9 @@ from torch import distributed
 FOLDER = "toolkit"  # below the cache of `datasets`
 
 
-def mapped(rows: Dataset, function: Callable[..., Any], *, fingerprint: str, **given: Any) -> Dataset:
+def mapped(
+    rows: Dataset, function: Callable[..., Any], *, fingerprint: str, **given: Any
+) -> Dataset:
     """`rows.map(function, …)`, computed by one process of each machine.
 
     Args:

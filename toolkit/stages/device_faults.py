@@ -6,7 +6,9 @@ import torch
 
 from toolkit.errors import TrainingError
 
-MISSING = re.compile(r"operator '([^']+)' is not currently (?:implemented|supported) (?:for|on) the (\w+)")
+MISSING = re.compile(
+    r"operator '([^']+)' is not currently (?:implemented|supported) (?:for|on) the (\w+)"
+)
 FULL = "backend out of memory"  # as MPS says it, in a RuntimeError
 
 

@@ -69,13 +69,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         with guarded(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (*REFUSALS, RuntimeError) as error:  # of which what a device lacks is a kind
-        told = of_device(error)
-        if told is None and isinstance(error, REFUSALS):
-            said = " ".join(str(error).split())
-            told = TrainingError(
-                f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
-                f"{type(error).__name__}: {said} (--debug shows where)"
-            )
+        told = of_device(error) or refused(error, trainer, recipe)
         if told is None:
             raise
         raise told from error
@@ -88,6 +82,17 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             pusher.finish()
     if checkpoint:
         count_all(trainer, state_of(checkpoint).global_step)
+
+
+def refused(error: Exception, trainer: Trainer, recipe: StageRecipe) -> TrainingError | None:
+    """What upstream has refused while it trained, in one line; None for an error of another kind."""
+    if not isinstance(error, REFUSALS):
+        return None
+    said = " ".join(str(error).split())
+    return TrainingError(
+        f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
+        f"{type(error).__name__}: {said} (--debug shows where)"
+    )
 
 
 def note_start(trainer: Any) -> None:
