@@ -15,7 +15,7 @@ from datasets import Dataset
 
 import toolkit
 from tests import tiny_ppo
-from toolkit.data.once import mapped
+from toolkit.data.once import mapped, together
 from toolkit.models import chatml
 from toolkit.models.load import load_tokenizer
 from toolkit.stages.processes import join, process_index
@@ -63,10 +63,14 @@ def doubled(batch: dict[str, list[int]], log: str) -> dict[str, list[int]]:
 def prepared(folder: Path) -> list[int]:
     """Rows that each process needs, of which one computes them."""
     rows = Dataset.from_dict({"number": list(range(6))})
-    found = mapped(
-        rows, doubled, fingerprint=f"test{os.getppid()}", batched=True,
-        fn_kwargs={"log": str(folder / "computed_by")},
-    )  # fmt: skip
+    keys: dict[str, Any] = {
+        "fingerprint": f"test{os.getppid()}", "batched": True,
+        "fn_kwargs": {"log": str(folder / "computed_by")},
+    }  # fmt: skip
+    with together():
+        found = mapped(rows, doubled, **keys)
+    if process_index() == 0:  # one alone waits for nobody
+        assert mapped(found, doubled, **keys)["number"][1] == 4
     assert found._fingerprint == f"test{os.getppid()}"
     return found["number"][:]
 

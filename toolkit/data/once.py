@@ -1,7 +1,8 @@
 """Rows that several processes on one machine need alike: the first prepares them, the others read.
 
-What `datasets` keeps in memory it would prepare again in each process. Here the first of a machine
-writes to the cache of `datasets`, from where all of them map the same file into memory.
+What `datasets` keeps in memory it would prepare again in each process. Within `together`, the first
+of a machine writes to the cache of `datasets`, from where all of them map the same file into memory.
+Elsewhere a process may be alone with what it does, and waits for nobody.
 """
 
 import os
@@ -16,12 +17,24 @@ from datasets import Dataset
 from torch import distributed
 
 FOLDER = "toolkit"  # below the cache of `datasets`
+_all_are_here = False
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Prepare rows once inside the block, through which every process goes."""
+    global _all_are_here
+    before, _all_are_here = _all_are_here, True
+    try:
+        yield
+    finally:
+        _all_are_here = before
 
 
 def mapped(
     rows: Dataset, function: Callable[..., Any], *, fingerprint: str, **given: Any
 ) -> Dataset:
-    """`rows.map(function, …)`, computed by one process of each machine.
+    """`rows.map(function, …)`, computed by one process of each machine where all are together.
 
     Args:
         rows: the same in every process.
@@ -30,7 +43,7 @@ def mapped(
         **given: to `Dataset.map`.
     """
     given |= {"new_fingerprint": fingerprint}
-    if not several():
+    if not (_all_are_here and several()):
         return rows.map(function, **given)
     place = Path(settings.HF_DATASETS_CACHE) / FOLDER / f"{fingerprint}.arrow"
     place.parent.mkdir(parents=True, exist_ok=True)
