@@ -28,7 +28,7 @@ GRPO: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
     "mean of sequences, with a reference": {
-        "loss_type": "grpo", "beta": 0.1, "num_iterations": 2, "generation_batch_size": 16,
+        "loss_type": "grpo", "beta": 0.1, "num_iterations": 2,
     },
 }  # fmt: skip
 
