@@ -116,13 +116,11 @@ def tokenize(
         DataError: for a row whose mask cannot be exact, with its file and row, and if no sequence
             would be left.
     """
-    whole = {
-        "messages": not assistant_only_loss,
-        "prompt_completion": completion_only_loss is False,
-    }
+    with_prompts = completion_only_loss is False
+    whole = {"messages": not assistant_only_loss, "prompt_completion": with_prompts}
     text_field = dataset_text_field if dataset_text_field in rows.column_names else "text"
-    is_whole, bad = whole.get(format, False), bad or BadRows()
-    options = Options(format, is_whole, max_length, text_field, truncation_mode)
+    bad = bad or BadRows()
+    options = Options(format, whole.get(format, False), max_length, text_field, truncation_mode)
     found = mapped(
         rows.with_format("arrow"),
         _encode,

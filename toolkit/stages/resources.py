@@ -30,9 +30,10 @@ class Usage:
 
 def peak_rss() -> int:
     """The most memory that this process has held so far, in bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # POSIX only, hence not at the top
-
+    try:
+        import resource  # POSIX only, hence not at the top
+    except ImportError:
+        held = psutil.Process().memory_info()
+        return int(getattr(held, "peak_wset", held.rss))  # Windows' own count of the peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
