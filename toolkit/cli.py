@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from toolkit import __version__
+from toolkit import __version__, launching
 from toolkit.errors import ToolkitError, TrainingError, UsageError
 from toolkit.quiet import quiet_libraries
 from toolkit.recipe import (
@@ -30,16 +30,18 @@ RUN_FLAGS = "[--overwrite] [--allow-change KEY] [--fresh-optimizer] [--debug] [-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or that of the error (see toolkit.errors)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug, words = asks_for_traceback(words)
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug, words = asks_for_traceback(given)
     try:
         with stopping_at_once():
+            if launching.is_asked_for(words) and not {"-h", "--help"} & set(words):
+                return launch(given, words)
             return dispatch(words)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        return failed(error, debug=debug)
+        return launching.tell_launcher(failed(error, debug=debug))
 
 
 def failed(error: BaseException, *, debug: bool) -> int:
@@ -134,8 +136,9 @@ def overview() -> str:
         "                            to the Hub: what was trained, its card, no secrets",
         "  toolkit env               versions and devices, for a bug report",
         "",
-        "  accelerate launch --config_file accelerate_configs/ddp.yaml -m toolkit run RECIPE",
-        "                            the same on many devices",
+        f"  toolkit run RECIPE --accelerate {'|'.join(launching.names())}",
+        "                            the same on many devices, through accelerate launch; a path",
+        "                            does too; --num_processes N says how many",
         "",
         "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130/143 signals.",
     ]
@@ -181,6 +184,24 @@ def stage_command(stage: str, words: list[str]) -> int:
         return 0
     parsed, rest = run_arguments(stage).parse_known_args(words)
     return execute(recipe_from_flags(stage, rest), parsed)
+
+
+def launch(given: list[str], words: list[str]) -> int:
+    """Any command that runs a recipe, with `--accelerate NAME`: on every process of a launcher.
+
+    Args:
+        given: the command line.
+        words: the same without `--debug`.
+    """
+    command, rest = words[0], launching.split(words[1:])[1]
+    if command not in ("run", *STAGES):
+        raise UsageError(f"{launching.FLAG} goes with run and the stages, found {command!r}")
+    arguments = run_arguments(command)
+    if command == "run":  # a wrong key costs no start of many processes
+        with_recipe(arguments, rest)
+    else:
+        recipe_from_flags(command, arguments.parse_known_args(rest)[1])
+    return launching.launch(given)
 
 
 def run_arguments(command: str, usage: str | None = None) -> argparse.ArgumentParser:

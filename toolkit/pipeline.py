@@ -17,8 +17,16 @@ from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keyword
 from toolkit.recipe.keys import TRAINING
 from toolkit.stages import pushing, terminal
 from toolkit.stages.failures import one_line
+from toolkit.stages.machines import look_at_disks, send
 from toolkit.stages.next_steps import after_run, after_stage
-from toolkit.stages.processes import is_first_process, join, meet, processes
+from toolkit.stages.processes import (
+    from_first,
+    is_first_process,
+    join,
+    meet,
+    processes,
+    writes_here,
+)
 from toolkit.stages.resources import Usage
 from toolkit.stages.run_folder import alone_in, inputs_before, refuse_or_clear
 from toolkit.stages.run_record import RunRecord, recorded
@@ -189,6 +197,7 @@ def run_recipe(
     terminal.hide_library_bars()
     join(max(stage.get("ddp_timeout") or PATIENCE_S for stage in recipe.stages))
     with stopping_at_once(), recorded(recipe.output_dir) as record, one_line(recipe.output_dir):
+        look_at_disks(recipe)
         recipe = pushing.with_repositories(recipe)
         return run_all(recipe, record, overwrite=overwrite, objects=objects or {})
 
@@ -274,6 +283,8 @@ def run_one(
     found = manifest.changes(before, given) if before is not None else []
     changed = allowed.others(found, () if done else stage.allow_change, terminal.note)
     changed += manifest.damaged_outputs(folder, done) if done else []
+    # on a disk of another machine there may be less
+    done, before, changed = from_first((done, before, changed))
     if done and not changed:
         terminal.note("finished already, with the same inputs: skipped")
         return StageResult(folder, done["metrics"], done)
@@ -285,12 +296,16 @@ def run_one(
         record.begin(stage.name)
         if is_first_process():
             write_recipe(recipe)
+        if writes_here():
             manifest.write_json(folder / manifest.STARTED, given)
         tell_defaults(stage)
         result = stage_module(stage.stage).run(stage, output_dir=folder, earlier=earlier, **objects)
         if is_first_process():
             plots.draw(stage.stage, folder, terminal.note)
             write_manifest(stage, folder, given, result, usage)
+        send(folder)
+        if writes_here():
+            (folder / manifest.STARTED).unlink(missing_ok=True)
     if is_first_process():
         after_stage(stage, folder)
     return result
@@ -323,7 +338,6 @@ def write_manifest(
         **result.manifest,
     }
     manifest.write_json(folder / manifest.MANIFEST, result.manifest)
-    (folder / manifest.STARTED).unlink(missing_ok=True)
 
 
 def write_recipe(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import TrainerCallback
 
 from tests import tiny_ppo
 
@@ -29,6 +30,20 @@ CASES: dict[str, dict[str, Any]] = {
         "value_learning_rate": 1e-3,
     },
 }
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps what the first optimizer step sees, over all processes."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.found:
+            trained = [(n, w) for n, w in self.model.named_parameters() if w.requires_grad]
+            self.found = {n: w.grad.clone() for n, w in trained if w.grad is not None}
+            assert len(self.found) == len(trained), "every trained tensor must have a gradient"
 
 
 def short_unscored(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
@@ -55,12 +70,14 @@ def trained(bases: dict[str, str], directory: Path, case: dict[str, Any]) -> dic
         train_dataset=tiny_ppo.prompts(16), **keys,
     )  # fmt: skip
     before = tiny_ppo.held(trainer.model)
+    gradients = FirstGradients(trainer.model)
+    trainer.add_callback(gradients)
     trainer.train()
     moved = tiny_ppo.moved(before, trainer.model)
     assert moved["default"] == moved["value"] == "all"
     assert moved["base"] == moved["ref"] == "none"
     weights = {n: w.detach() for n, w in trainer.model.named_parameters() if w.requires_grad}
-    return {"log": trainer.state.log_history, "weights": weights}
+    return {"log": trainer.state.log_history, "weights": weights, "gradients": gradients.found}
 
 
 def main(folder: Path) -> None:

@@ -36,6 +36,20 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float) ->
         assert_close(other["weights"][name], weight, tolerance=tolerance, name=name)
 
 
+def assert_same_gradients(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Of the policy's adapter, of the value adapter and of its head, in the first step."""
+    assert one["gradients"].keys() == other["gradients"].keys() == one["weights"].keys()
+    roles = {tiny_ppo.role(name): name for name in one["gradients"]}
+    assert {"default", "value"} <= roles.keys()
+    assert any(name.startswith("scalar_heads.value") for name in one["gradients"])
+    for name, gradient in one["gradients"].items():
+        largest = float(gradient.abs().max())
+        assert_close(other["gradients"][name], gradient, tolerance=1e-5 * largest + 1e-8, name=name)
+    for who in ("default", "value"):
+        of_role = [g for n, g in one["gradients"].items() if tiny_ppo.role(n) == who]
+        assert max(float(gradient.abs().max()) for gradient in of_role) > 1e-3, who
+
+
 @pytest.mark.parametrize("case", ["tied", "groups", "some unscored"])
 def test_accumulated_batches_are_one(case, bases, tmp_path):
     """Eight completions of uneven length, at once, in halves, and one by one."""
@@ -69,6 +83,7 @@ def test_two_processes_are_one(case, bases, two_processes, tmp_path):
         assert torch.equal(second["weights"][name], weight), f"the processes differ in {name}"
     one = trained(bases, tmp_path, CASES[case])
     assert_same(one, first, 1e-4 if case == "adam" else 1e-6)
+    assert_same_gradients(one, first)
 
 
 @pytest.mark.parametrize("case", ["untied, checkpointed", "untied, reentrant"])
@@ -76,3 +91,4 @@ def test_checkpointed_is_not(case, bases, tmp_path):
     one = trained(bases, tmp_path / "on", CASES[case])
     other = trained(bases, tmp_path / "off", CASES[case] | {"activation_checkpointing": False})
     assert_same(one, other, 1e-6)
+    assert_same_gradients(one, other)

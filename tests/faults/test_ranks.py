@@ -17,7 +17,7 @@ from tests import tiny
 from tests.faults import drill
 from tests.faults.forks import Fork
 from tests.faults.rank_processes import PATIENCE_S
-from tests.launch import command, environment, launched
+from tests.launch import command, launched, on_cpu
 from toolkit.artifacts.checkpoint import why_not
 
 LAUNCHER_S = 30  # how long torch's launcher waits for a process that it has told to stop
@@ -171,7 +171,7 @@ def test_the_launcher_is_told_to_stop(tiny_base, tmp_path):
     words += ["--output_dir", run, "--max_steps", str(10**6), "--save_strategy", "no"]
     words += ["--logging_steps", "1"]
     with subprocess.Popen(
-        command("accelerate_configs/cpu.yaml", "toolkit", *words), env=environment(), text=True,
+        command("accelerate_configs/cpu.yaml", "toolkit", *words), env=on_cpu(), text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as launcher:  # fmt: skip
         while not (run / "log.jsonl").is_file() and launcher.poll() is None:

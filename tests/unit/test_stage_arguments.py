@@ -52,3 +52,12 @@ def test_accumulation_that_contradicts_is_refused(monkeypatch):
             monkeypatch, 1, global_batch_size=8, per_device_train_batch_size=4,
             gradient_accumulation_steps=3,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_a_rollout_that_would_depend_on_the_devices_is_refused(stage):
+    keys = {"model_name_or_path": "x", "dataset_name": "y", "reward_funcs": ["answer"]}
+    keys |= {"global_batch_size": 8, "steps_per_generation": 2}
+    (recipe,) = recipe_from_keywords(stage, **keys).stages
+    with pytest.raises(RecipeError, match="write generation_batch_size, in completions"):
+        batch_arguments(recipe)

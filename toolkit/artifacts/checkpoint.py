@@ -56,6 +56,8 @@ def size_of(folder: Path) -> int:
 
 def to_disk(path: Path) -> None:
     """Have a file or a folder on the disk, not in memory alone, before going on."""
+    if os.name == "nt":  # which opens no folder, and flushes no file that is only read
+        return
     found = os.open(path, os.O_RDONLY)
     try:
         os.fsync(found)

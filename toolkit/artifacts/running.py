@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from toolkit.artifacts.manifest import RUNNING
 from toolkit.errors import RecipeError
 
@@ -116,7 +118,8 @@ def lock(file: int) -> bool | None:
 def content(file: int) -> dict[str, Any] | None:
     """Who holds the lock, or held it; None where nobody has written it."""
     try:
-        found = json.loads(os.pread(file, 4096, 0))
+        os.lseek(file, 0, os.SEEK_SET)  # Windows has no pread
+        found = json.loads(os.read(file, 4096))
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
@@ -126,7 +129,8 @@ def write(file: int) -> None:
     """Say who holds the lock, and that it lives."""
     words = {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": time.time()}
     text = json.dumps(words).encode()
-    os.pwrite(file, text, 0)
+    os.lseek(file, 0, os.SEEK_SET)
+    os.write(file, text)
     os.ftruncate(file, len(text))
 
 
@@ -161,12 +165,9 @@ def lives(holder: dict[str, Any], path: Path, *, locked: bool) -> bool:
 def is_process(pid: Any) -> bool:
     """Whether a process of this number is there."""
     try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, TypeError, ValueError):
+        return psutil.pid_exists(int(pid))  # os.kill would end it on Windows
+    except (TypeError, ValueError):
         return False
-    return True
 
 
 def in_use(folder: Path, holder: dict[str, Any] | None) -> str:

@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Json, Value
 from toolkit.data import preferences, prompts, supervised
 from toolkit.data.bad_rows import BROKEN, BadRows
 from toolkit.data.columns import OWN, PLACE, exact_columns, json_array, listed, with_own, with_place
+from toolkit.data.once import mapped
 from toolkit.data.plans import FIELDS, TOOLS, Plan
 from toolkit.data.rules import BrokenRule, tools_of
 from toolkit.errors import DataError
@@ -89,13 +90,14 @@ def to_standard(
     features |= {name: dataset.features[name] for name in carried}
     given = {"plans": plans, "kinds": features, "carried": carried, "origin": origin}
     given["bad"] = bad
-    standard = dataset.with_format("arrow").map(
+    standard = mapped(
+        dataset.with_format("arrow"),
         _convert,
         batched=True,
         remove_columns=dataset.column_names,
         features=Features(features),
         fn_kwargs=given,
-        new_fingerprint=_fingerprint(dataset, plan, features, origin),
+        fingerprint=_fingerprint(dataset, plan, features, origin),
         desc="reading rows",
     )
     note = plan.told(dataset)

@@ -20,6 +20,7 @@ from toolkit.data.bad_rows import BROKEN, BadRows
 from toolkit.data.chat_answers import Ids, Spoken, answered_messages, answered_texts, spoken
 from toolkit.data.columns import exact_columns
 from toolkit.data.control_tokens import check_spoken
+from toolkit.data.once import mapped
 from toolkit.data.pair_report import PairReport, pair_report, why_no_pair
 from toolkit.data.plans import TOOLS, is_conversational
 from toolkit.data.rules import says_something
@@ -87,7 +88,8 @@ def tokenize_pairs(
     """
     bad = bad or BadRows()
     given = {"tokenizer": tokenizer, "is_chat": is_conversational(rows, "ranked")}
-    found = rows.with_format("arrow").map(
+    found = mapped(
+        rows.with_format("arrow"),
         _encode,
         batched=True,
         batch_size=ROWS_AT_A_TIME,
@@ -95,7 +97,7 @@ def tokenize_pairs(
         remove_columns=rows.column_names,
         features=Features(KINDS),
         fn_kwargs={**given, "bad": bad},
-        new_fingerprint=token_fingerprint(rows, tokenizer, "pairs"),
+        fingerprint=token_fingerprint(rows, tokenizer, "pairs"),
         desc="tokenizing",
     )
     found = bad.taken_from(found.with_format(None))

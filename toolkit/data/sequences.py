@@ -20,6 +20,7 @@ from toolkit.data.chat_tokens import IGNORED, Encoder
 from toolkit.data.columns import PLACE, exact_columns
 from toolkit.data.control_tokens import check_spoken
 from toolkit.data.formats import TOOLS, code_digest
+from toolkit.data.once import mapped
 from toolkit.data.sequence_report import KEEP_END, KEEP_START, SequenceReport, report_of
 from toolkit.data.template_render import Template
 from toolkit.errors import DataError
@@ -115,14 +116,13 @@ def tokenize(
         DataError: for a row whose mask cannot be exact, with its file and row, and if no sequence
             would be left.
     """
-    whole = {
-        "messages": not assistant_only_loss,
-        "prompt_completion": completion_only_loss is False,
-    }
+    with_prompts = completion_only_loss is False
+    whole = {"messages": not assistant_only_loss, "prompt_completion": with_prompts}
     text_field = dataset_text_field if dataset_text_field in rows.column_names else "text"
-    is_whole, bad = whole.get(format, False), bad or BadRows()
-    options = Options(format, is_whole, max_length, text_field, truncation_mode)
-    found = rows.with_format("arrow").map(
+    bad = bad or BadRows()
+    options = Options(format, whole.get(format, False), max_length, text_field, truncation_mode)
+    found = mapped(
+        rows.with_format("arrow"),
         _encode,
         batched=True,
         batch_size=250,
@@ -130,7 +130,7 @@ def tokenize(
         remove_columns=rows.column_names,
         features=Features(KINDS),
         fn_kwargs={"tokenizer": tokenizer, "options": options, "bad": bad},
-        new_fingerprint=token_fingerprint(rows, tokenizer, options),
+        fingerprint=token_fingerprint(rows, tokenizer, options),
         desc="tokenizing",
     )
     found = bad.taken_from(found.with_format(None))

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_torch_bf16_gpu_available
 from transformers.utils.hub import cached_file
 from trl import ModelConfig, get_quantization_config
 
@@ -130,13 +131,29 @@ def load_tokenizer(
 
 
 def device_dtype(name: str, dtype: str | None, **hub: Any) -> str | torch.dtype | None:
-    """The dtype to load with: what was asked, except that "auto" on a CPU is never float16.
+    """The dtype to load with: what was asked, except that "auto" is what the device computes well.
 
-    A CPU multiplies float16 slower than float32 and rounds more.
+    A CPU multiplies float16 slower than float32 and rounds more; Apple's devices have bfloat16 from
+    macOS 14 on.
     """
-    if dtype != "auto" or torch.accelerator.is_available():
+    kind = accelerator()
+    slow = {"cpu": "float16", "mps": "" if kind != "mps" or computes_bf16() else "bfloat16"}
+    if dtype != "auto" or not slow.get(kind):
         return dtype
-    return "float32" if declared_dtype(name, **hub) == "float16" else "auto"
+    return "float32" if declared_dtype(name, **hub) == slow[kind] else "auto"
+
+
+def accelerator() -> str:
+    """The type of the device that is here beside the CPU, such as cuda or mps; cpu without one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
+
+
+def computes_bf16() -> bool:
+    """Whether that device computes in bfloat16 by itself."""
+    if accelerator() == "cuda":
+        return torch.cuda.is_bf16_supported(False)
+    return is_torch_bf16_gpu_available()
 
 
 def declared_dtype(name: str, **hub: Any) -> str:
@@ -287,9 +304,7 @@ def load(
             check_weights(name, model)
         else:
             model = load_adapter(name, adapter, dtype=dtype)
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = "cpu" if accelerator is None else accelerator.type
+    device = device or accelerator()
     if getattr(model, "hf_device_map", None) is None:
         model = model.to(device)  # pyright: ignore[reportArgumentType]
     return model.eval(), tokenizer

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from transformers import TrainingArguments
 
 from toolkit.errors import RecipeError
+from toolkit.models.load import accelerator, computes_bf16
 from toolkit.recipe import StageRecipe
-from toolkit.stages.processes import on_cpu, processes
+from toolkit.stages.processes import on_cpu, own_disks, processes
 from toolkit.stages.terminal import note
 
 Config = TypeVar("Config", bound=TrainingArguments)
@@ -31,9 +31,14 @@ def device_arguments(recipe: StageRecipe) -> dict[str, Any]:
         found["use_cpu"] = True
         if not recipe.is_written("bf16"):
             found["bf16"] = False
-    elif not recipe.is_written("bf16") and not recipe.is_written("fp16"):
-        has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False)
-        found |= {"bf16": has_bf16, "fp16": not has_bf16}
+        return found
+    kind = accelerator()
+    if not recipe.is_written("bf16") and not recipe.is_written("fp16"):
+        has_bf16 = computes_bf16()
+        # without it Apple's devices compute in float32: float16 has no room for gradients
+        found |= {"bf16": has_bf16, "fp16": not has_bf16 and kind == "cuda"}
+    if kind == "mps" and not recipe.is_written("dataloader_pin_memory"):
+        found["dataloader_pin_memory"] = False  # its memory is the CPU's; torch warns otherwise
     return found
 
 
@@ -51,6 +56,12 @@ def batch_arguments(recipe: StageRecipe) -> dict[str, int]:
     """
     if recipe["global_batch_size"] is None:
         return {}
+    if recipe.get("steps_per_generation") is not None:
+        raise RecipeError(
+            f"{recipe.where['steps_per_generation']}: steps_per_generation counts the batches of a "
+            "device, so with global_batch_size a rollout would depend on the number of devices; "
+            "write generation_batch_size, in completions"
+        )
     wanted, devices = int(recipe["global_batch_size"]), processes()
     where = recipe.where["global_batch_size"]
     share = max(1, wanted // devices)
@@ -141,6 +152,8 @@ def build_arguments(
         "disable_tqdm": True,
         "enable_jit_checkpoint": False,
     }
+    if own_disks():
+        arguments["save_on_each_node"] = True
     arguments |= never_pushing(arguments)
     with refusals(recipe, OSError, LookupError, AttributeError, AssertionError):
         built = config_class(**arguments)

@@ -19,6 +19,7 @@ class BlankRows:
 
     accelerator: Any
     train_dataset: Any
+    filled = False
 
     def fill_with(self, blank: Blank) -> None:
         """Have what does not divide filled, at the end of the trainer's construction.
@@ -26,19 +27,20 @@ class BlankRows:
         Args:
             blank: makes a row without loss of any row.
         """
-        if self.accelerator.num_processes > 1:
+        self.filled = self.accelerator.num_processes > 1
+        if self.filled:
             self.train_dataset = with_blanks(self.train_dataset, 1, blank)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.accelerator.num_processes > 1:
+        if self.filled:
             rows = rows.select(range(len(rows) - 1))
         return super()._get_train_sampler(rows)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader, on several processes filled with the blank row where theirs would repeat."""
         loader: Any = super().get_train_dataloader()  # type: ignore[misc]
-        if self.accelerator.num_processes > 1:
+        if self.filled:
             fill(loader, len(loader.dataset) - 1, self.accelerator.num_processes)
         return loader
 

@@ -14,7 +14,7 @@ from toolkit.artifacts.hub_checkpoint import LAST, pull_checkpoint, push_checkpo
 from toolkit.errors import HubError, RecipeError
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.sharing import FROM_HUB, RESUMABLE
-from toolkit.stages.processes import is_first_of_machine, is_first_process, meet
+from toolkit.stages.processes import is_first_process, meet, writes_here
 from toolkit.stages.terminal import note
 
 IN_TRAINING = "\n\n**Still in training.** Weights of {checkpoint}; nothing of them is proved.\n"
@@ -33,7 +33,7 @@ def restore(recipe: StageRecipe, folder: Path) -> None:
     if repo is None:
         raise RecipeError("resume_from_checkpoint: hub needs hub_model_id, found none")
     meet()  # the inputs of this run are written by the first process
-    if is_first_of_machine():
+    if writes_here():
         found = pull_checkpoint(
             repo, folder, revision=recipe["hub_revision"], tell=note,
             allow_change=recipe.allow_change,

@@ -20,7 +20,7 @@ from toolkit.artifacts.manifest import STARTED, read_json
 from toolkit.errors import TrainingError
 from toolkit.stages import position
 from toolkit.stages.disk import DiskFull, check_room, full_disk, is_full
-from toolkit.stages.processes import is_first_of_machine, is_first_process, meet, processes
+from toolkit.stages.processes import meet, processes, writes_here
 from toolkit.stages.terminal import note
 
 SAVING = ".saving"
@@ -60,11 +60,9 @@ class Resumable:
             position.save(self, written)
             self.name_best(written, directory / name)
             meet()
-            if is_first_process():
+            if writes_here():
                 self.put_in_place(written, directory / name)
             meet()
-            if is_first_of_machine() and written.is_dir():  # a machine with a disk of its own
-                self.put_in_place(written, directory / name)
         except Exception as error:
             if isinstance(error, DiskFull) or not is_full(error):
                 raise
@@ -73,7 +71,7 @@ class Resumable:
             ) from error
         finally:
             self._saving = False
-            if is_first_of_machine():
+            if writes_here():
                 shutil.rmtree(directory / SAVING, ignore_errors=True)
 
     def name_best(self, written: Path, place: Path) -> None:

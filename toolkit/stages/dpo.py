@@ -5,23 +5,20 @@ tokens included, or the base below a fresh one.
 """
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.models import adapters, chatml
-from toolkit.models.copies import added_as_copies, copy_adapter
 from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
+from toolkit.stages.dpo_trainer import TokenDPOTrainer
 from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.preferences import Preferences, check_room, prepare_pairs, tell, whole_ids
@@ -29,35 +26,6 @@ from toolkit.stages.prepared import Examples, starting_point, with_adapter
 from toolkit.stages.proved import prove
 from toolkit.stages.terminal import note
 from toolkit.stages.trainer_class import trainer_class_of
-
-POLICY, REFERENCE = "default", "ref"
-
-
-class TokenDPOTrainer(DPOTrainer):
-    """A DPOTrainer of pairs that are tokens already, whose reference is exactly where it started.
-
-    Args:
-        model: the policy; an adapter is called `default`.
-        *args, **kwargs: as of DPOTrainer; a data set has `prompt_ids`, `chosen_ids` and
-            `rejected_ids`.
-    """
-
-    def __init__(self, model: Any, *args: Any, **kwargs: Any):
-        adapter = isinstance(model, PeftModel)
-        with added_as_copies(model) if adapter else nullcontext():
-            super().__init__(model, *args, **kwargs)
-        if adapter:
-            # over a quantized base TRL has rounded the policy, and not its copy, to bfloat16
-            copy_adapter(model, REFERENCE, POLICY)
-            # the reference is made again of what the stage starts from
-            saved: Any = model
-            saved.save_pretrained = functools.partial(
-                model.save_pretrained, selected_adapters=[POLICY]
-            )
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Nothing to do: TRL 1.16 (dpo_trainer.py) would render and tokenize in its own way."""
-        return dataset if isinstance(dataset, Dataset) else super()._prepare_dataset(dataset, *args)
 
 
 def run(

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 
 from toolkit.errors import HubError, RecipeError, ToolkitError
+from toolkit.stages.device_faults import of_device
 from toolkit.stages.disk import DiskFull, full_disk, is_full
 
 NETWORK = ("httpx", "httpx2", "httpcore", "huggingface_hub", "requests")
@@ -21,6 +22,7 @@ def one_line(folder: Path) -> Iterator[None]:
 
     Raises:
         DiskFull: if the disk is full.
+        TrainingError: if the device lacks memory or an operation.
         RecipeError: if the folder cannot be made, or a key asks for a package that is not here.
         HubError: if the Hub cannot be reached or refuses.
     """
@@ -28,6 +30,8 @@ def one_line(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         said = " ".join(str(error).split())
+        if (lacking := of_device(error)) is not None and not isinstance(error, ToolkitError):
+            raise lacking from error
         if is_full(error) and not isinstance(error, DiskFull):
             raise full_disk(folder) from error
         if isinstance(error, ToolkitError):

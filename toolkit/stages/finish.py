@@ -6,7 +6,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerState
 
@@ -21,11 +20,12 @@ from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
 from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.checkpoints import AtTheEndOfAnEpoch
+from toolkit.stages.device_faults import of_device
 from toolkit.stages.disk import warn_if_scarce
 from toolkit.stages.guards import guarded
 from toolkit.stages.position import is_sharded
 from toolkit.stages.prepared import RowsAgain
-from toolkit.stages.processes import is_first_process
+from toolkit.stages.processes import is_first_process, writes_here
 from toolkit.stages.proved import Saved
 from toolkit.stages.resuming import clean, found
 from toolkit.stages.terminal import ProgressLine, note
@@ -34,6 +34,7 @@ from toolkit.stages.warmup import WarmupFits
 
 PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to cost one step
 PROBE_TOKENS = 64
+REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError, UnpicklingError)
 
 
 def train(trainer: Trainer, recipe: StageRecipe) -> None:
@@ -69,18 +70,11 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             # the last of them: it puts off whatever save the others ask for
             trainer.add_callback(AtTheEndOfAnEpoch())
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the device has not enough memory ({str(error).splitlines()[0]}); lower "
-            "per_device_train_batch_size (global_batch_size keeps the training the same), "
-            "max_length, or load the base in 4-bit with load_in_4bit: true"
-        ) from error
-    except (ValueError, TypeError, KeyError, NotImplementedError, UnpicklingError) as error:
-        said = " ".join(str(error).split())
-        raise TrainingError(
-            f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
-            f"{type(error).__name__}: {said} (--debug shows where)"
-        ) from error
+    except (*REFUSALS, RuntimeError) as error:  # of which what a device lacks is a kind
+        told = of_device(error) or refused(error, trainer, recipe)
+        if told is None:
+            raise
+        raise told from error
     except KeyboardInterrupt:
         pusher = None  # what is interrupted waits for no push
         raise
@@ -96,6 +90,17 @@ def as_asked(trainer: Any, recipe: StageRecipe) -> None:
     """Have a trainer resume as the command asks."""
     trainer.fresh_optimizer = recipe.fresh_optimizer
     trainer.new_settings = bool(recipe.allow_change)
+
+
+def refused(error: Exception, trainer: Trainer, recipe: StageRecipe) -> TrainingError | None:
+    """What upstream has refused while it trained, in one line; None for an error of another kind."""
+    if not isinstance(error, REFUSALS):
+        return None
+    said = " ".join(str(error).split())
+    return TrainingError(
+        f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
+        f"{type(error).__name__}: {said} (--debug shows where)"
+    )
 
 
 def note_start(trainer: Any) -> None:
@@ -189,9 +194,9 @@ def save(
     expected = proof.expect(model, probe, check) if probe else proof.Expected([], [])
     saved = Saved(directory, metrics, expected, trainer.args.device, check, rows_again=rows_again)
     saved.shards = model if is_sharded(trainer) and probe else None
-    if trainer.is_world_process_zero():
-        # it holds the Hub token in clear, and nothing reads it
+    if writes_here():  # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
+    if trainer.is_world_process_zero():
         adapters.save_beside(trainer.model, trainer.processing_class, directory)
         saved.failure = what_went_wrong(trainer, model, expected)
         saved.words = probe_words(trainer.processing_class)  # pyright: ignore[reportArgumentType]

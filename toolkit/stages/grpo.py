@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from toolkit.artifacts.manifest import StageResult
+from toolkit.data.once import together
 from toolkit.data.prompts import prompt_lengths
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import RecipeError
@@ -217,9 +218,10 @@ def policy(
     parent = starting_point(recipe, earlier)
     if parent is not None:
         adapters.check_continued(recipe, parent)
-    rows = load_rows(
-        recipe, purpose="prompt", train_dataset=train_dataset, eval_dataset=eval_dataset
-    )
+    with together():
+        rows = load_rows(
+            recipe, purpose="prompt", train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
     tokenizer, change = chat_tokenizer(
         recipe, parent, processing_class or tokenizer_beside(model, parent), rows.conversational
     )

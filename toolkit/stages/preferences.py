@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.data.bad_rows import BadRows
+from toolkit.data.once import together
 from toolkit.data.pairs import Pairs, tokenize_pairs
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import DataError, RecipeError
@@ -82,22 +83,26 @@ def prepare_pairs(
     train_dataset: Examples | None = None,
     eval_dataset: Examples | None = None,
 ) -> Preferences:
-    """Read the rows, and turn them into pairs of token ids; arguments as of the stage."""
-    rows = load_rows(
-        recipe, purpose="preference", train_dataset=train_dataset, eval_dataset=eval_dataset
-    )
-    tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
-    pairs = {
-        split: tokenize_pairs(
-            data,
-            tokenizer,
-            max_length=recipe["max_length"],
-            num_proc=recipe["dataset_num_proc"],
-            bad=rows.bad,
+    """Read the rows, and turn them into pairs of token ids; arguments as of the stage.
+
+    Of several processes, every one calls it.
+    """
+    with together():
+        rows = load_rows(
+            recipe, purpose="preference", train_dataset=train_dataset, eval_dataset=eval_dataset
         )
-        for split, data in (("train", rows.train), ("eval", rows.eval))
-        if data is not None
-    }
+        tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
+        pairs = {
+            split: tokenize_pairs(
+                data,
+                tokenizer,
+                max_length=recipe["max_length"],
+                num_proc=recipe["dataset_num_proc"],
+                bad=rows.bad,
+            )
+            for split, data in (("train", rows.train), ("eval", rows.eval))
+            if data is not None
+        }
     return Preferences(rows, tokenizer, change, pairs)
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.data.bad_rows import BadRows
 from toolkit.data.chat import describe_template
+from toolkit.data.once import together
 from toolkit.data.sequence_report import check_stops, readable
 from toolkit.data.sequences import Sequences, tokenize
 from toolkit.data.sources import Rows, load_rows
@@ -92,14 +93,18 @@ def prepare(
     train_dataset: Examples | None = None,
     eval_dataset: Examples | None = None,
 ) -> Prepared:
-    """Read the rows, and turn them into `input_ids` and `labels`; arguments as of the stage."""
-    rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
-    tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
-    sequences = {
-        split: sequences_of(recipe, rows, data, tokenizer, recipe["dataset_num_proc"], rows.bad)
-        for split, data in (("train", rows.train), ("eval", rows.eval))
-        if data is not None
-    }
+    """Read the rows, and turn them into `input_ids` and `labels`; arguments as of the stage.
+
+    Of several processes, every one calls it.
+    """
+    with together():
+        rows = load_rows(recipe, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        tokenizer, change = chat_tokenizer(recipe, parent, processing_class, rows.conversational)
+        sequences = {
+            split: sequences_of(recipe, rows, data, tokenizer, recipe["dataset_num_proc"], rows.bad)
+            for split, data in (("train", rows.train), ("eval", rows.eval))
+            if data is not None
+        }
     check_stops(sequences["train"].report)
     return Prepared(rows, tokenizer, change, sequences)
 

@@ -21,6 +21,7 @@ PEER_GONE = (
 )  # fmt: skip
 
 _waits = 1800.0  # TRL's default of ddp_timeout
+_own_disks = False
 
 
 def processes() -> int:
@@ -41,6 +42,21 @@ def is_first_process() -> bool:
 def is_first_of_machine() -> bool:
     """Whether this process is the one that writes to this machine's disk."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def machines() -> int:
+    """How many machines work together."""
+    return processes() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", processes())))
+
+
+def own_disks() -> bool:
+    """Whether each machine has a disk of its own below `output_dir`, as `look_at_disks` has found."""
+    return _own_disks
+
+
+def writes_here() -> bool:
+    """Whether this process is the one that changes files on the disk that it sees."""
+    return is_first_of_machine() if own_disks() else is_first_process()
 
 
 def on_cpu() -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import psutil
 import torch
 
+from toolkit.models.load import accelerator
+
 
 class Usage:
     """Measures what this process uses from here on."""
@@ -21,16 +23,17 @@ class Usage:
         gpu = torch.cuda.is_available()
         return {
             "seconds": round(time.monotonic() - self.started, 2),
-            "device": torch.cuda.get_device_name() if gpu else "cpu",
+            "device": torch.cuda.get_device_name() if gpu else accelerator(),
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if gpu else peak_rss(),
         }
 
 
 def peak_rss() -> int:
     """The most memory that this process has held so far, in bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # POSIX only, hence not at the top
-
+    try:
+        import resource  # POSIX only, hence not at the top
+    except ImportError:
+        held = psutil.Process().memory_info()
+        return int(getattr(held, "peak_wset", held.rss))  # Windows' own count of the peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

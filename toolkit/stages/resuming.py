@@ -11,11 +11,13 @@ from toolkit.recipe import StageRecipe
 from toolkit.recipe.sharing import FROM_HUB
 from toolkit.stages.checkpoints import SAVING
 from toolkit.stages.processes import (
+    from_all,
     from_first,
-    is_first_of_machine,
     is_first_process,
     meet,
+    own_disks,
     processes,
+    writes_here,
 )
 from toolkit.stages.terminal import note
 
@@ -26,7 +28,7 @@ IN_PARTS = ("s3fs", "gcsfuse", "goofys", "mount-s3", "rclone", "blobfuse", "ossf
 def clean(directory: Path) -> None:
     """Remove what a save that was killed has left, and say where a rename is not one step."""
     meet()
-    if is_first_of_machine() and (directory / SAVING).is_dir():
+    if writes_here() and (directory / SAVING).is_dir():
         shutil.rmtree(directory / SAVING)
         note(f"a checkpoint that was half written is removed from {directory}")
     if is_first_process() and (kind := in_parts(directory)) is not None:
@@ -66,6 +68,8 @@ def found(recipe: StageRecipe, directory: Path) -> Path | None:
         TrainingError: if none that is there can be resumed from.
     """
     outcome = from_first(chosen(recipe, directory) if is_first_process() else None)
+    if own_disks() and not isinstance(outcome, ToolkitError):
+        outcome = whole_everywhere(recipe, directory, outcome)
     if isinstance(outcome, ToolkitError):
         raise outcome
     if outcome is not None:
@@ -86,6 +90,33 @@ def chosen(recipe: StageRecipe, directory: Path) -> Path | ToolkitError | None:
     except ToolkitError as error:
         return error
     return taken
+
+
+def whole_everywhere(
+    recipe: StageRecipe, directory: Path, wanted: Path | None
+) -> Path | ToolkitError | None:
+    """The checkpoint to go on from where each machine has its own: one that is whole on all of them.
+
+    Args:
+        recipe: of the stage.
+        directory: the stage's folder.
+        wanted: what the first process would take.
+    """
+    if wanted is None:
+        return None
+    fresh, named = recipe.fresh_optimizer, recipe["resume_from_checkpoint"]
+    folders = [wanted] if named else [folder for _, folder in on_disk.numbered(directory)]
+    here = {folder for folder in folders if why_not(folder, fresh_optimizer=fresh) is None}
+    each = from_all(here)
+    common = set.intersection(*each)
+    if common:
+        return max(common, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    lacking = [str(number) for number, found in enumerate(each) if wanted not in found]
+    return TrainingError(
+        f"{wanted} is not whole on every machine (not for process(es) {', '.join(lacking)}), and "
+        "each has a disk of its own; copy it there, take an output_dir that all machines see, or "
+        "give --overwrite to begin anew"
+    )
 
 
 def tell_processes(folder: Path) -> None:

@@ -11,7 +11,7 @@ from toolkit.artifacts.checkpoint import SEAL, newest_sealed
 from toolkit.artifacts.running import only_run
 from toolkit.errors import RecipeError
 from toolkit.stages import terminal
-from toolkit.stages.processes import is_first_process
+from toolkit.stages.processes import is_first_process, writes_here
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
@@ -61,9 +61,9 @@ def refuse_or_clear(
             f"{folder} holds a run that is not this one any more ({'; '.join(changed)}); {go_on}"
             "--overwrite reruns it and all that follows from it, or give another output_dir"
         )
-    if is_first_process():
+    if writes_here():
         (folder / "log.jsonl").unlink(missing_ok=True)
-    if at_stake and is_first_process():
+    if at_stake and writes_here():
         remove(folder)
 
 
