@@ -3,6 +3,7 @@
 import importlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from toolkit.artifacts import allowed, inputs, manifest, plots
 from toolkit.artifacts.inside import check_inside
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError
+from toolkit.models import kept
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
 from toolkit.recipe.keys import TRAINING
 from toolkit.stages import pushing, terminal
 from toolkit.stages.failures import one_line
 from toolkit.stages.next_steps import after_run, after_stage
-from toolkit.stages.processes import is_first_process, join, meet, processes
+from toolkit.stages.processes import device, is_first_process, join, meet, processes
 from toolkit.stages.resources import Usage
 from toolkit.stages.run_folder import alone_in, refuse_or_clear
 from toolkit.stages.run_record import RunRecord, recorded
@@ -200,16 +202,18 @@ def run_all(
     result = RunResult(recipe.output_dir)
     earlier: dict[str, Path] = {}
     unpushed: dict[str, str] = {}
-    for stage in recipe.stages:
-        folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
-        check_inside(recipe.output_dir, folder)
-        result.stages[stage.name] = run_one(
-            recipe, stage, folder, earlier, record, overwrite=overwrite, objects=objects
-        )
-        earlier[stage.name] = folder
-        if processes() == 1:
-            push(stage, folder, unpushed)
-        meet()
+    with one_base(recipe):
+        for stage in recipe.stages:
+            folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
+            check_inside(recipe.output_dir, folder)
+            result.stages[stage.name] = run_one(
+                recipe, stage, folder, earlier, record, overwrite=overwrite, objects=objects
+            )
+            kept.give_back()
+            earlier[stage.name] = folder
+            if processes() == 1:
+                push(stage, folder, unpushed)
+            meet()
     if recipe.is_pipeline and is_first_process():
         gather_reports(recipe)
         after_run(recipe)
@@ -218,6 +222,13 @@ def run_all(
     if unpushed:
         raise HubError("; ".join(unpushed.values()))
     return result
+
+
+def one_base(recipe: Recipe) -> AbstractContextManager[Any]:
+    """Keep the base in memory from stage to stage; several processes may shard it, so not there."""
+    if not recipe.is_pipeline or processes() > 1:
+        return nullcontext()
+    return kept.one_base(device(), terminal.note)
 
 
 def push(stage: StageRecipe, folder: Path, unpushed: dict[str, str]) -> None:
