@@ -17,7 +17,7 @@ from toolkit.errors import HubError, RecipeError
 from toolkit.models import kept
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
 from toolkit.recipe.keys import TRAINING
-from toolkit.stages import pushing, terminal
+from toolkit.stages import own_launch, pushing, terminal
 from toolkit.stages.failures import one_line
 from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import device, is_first_process, join, meet, processes
@@ -42,6 +42,7 @@ def run(
     overwrite: bool = False,
     allow_change: Sequence[str] = (),
     fresh_optimizer: bool = False,
+    until: str | None = None,
     **overrides: Any,
 ) -> RunResult:
     """Run a recipe file: one stage or a pipeline.
@@ -52,6 +53,7 @@ def run(
         allow_change: recipe keys, or words of `manifest.INPUTS`, with which a stage that was
             interrupted goes on although they are not what they were.
         fresh_optimizer: go on from a checkpoint without its optimizer.
+        until: the name of the last stage that is run.
         **overrides: recipe keys that win over the file, for every stage that knows them.
 
     Returns:
@@ -63,7 +65,7 @@ def run(
     asked = allowed.asked_for(
         load_recipe(recipe, keywords=overrides), allow_change, fresh_optimizer=fresh_optimizer
     )
-    return run_recipe(asked, overwrite=overwrite)
+    return run_recipe(asked, overwrite=overwrite, until=until)
 
 
 def pretrain(*, overwrite: bool = False, **keys: Any) -> StageResult:
@@ -179,7 +181,12 @@ def build(stage: str, **keys: Any) -> Any:
 
 
 def run_recipe(
-    recipe: Recipe, *, overwrite: bool = False, objects: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    objects: Mapping[str, Any] | None = None,
+    until: str | None = None,
+    words: Sequence[str] | None = None,
 ) -> RunResult:
     """Run the stages of a resolved recipe in order.
 
@@ -187,18 +194,40 @@ def run_recipe(
         recipe: the resolved recipe.
         overwrite: rerun what changed, and what follows from it.
         objects: what Python gave in place of names, for a recipe of one stage.
+        until: the name of the last stage that is run.
+        words: what the command line was given, to give it again to a launch of one stage.
+
+    Raises:
+        RecipeError: if there is no stage `until`.
     """
+    if until is not None and until not in (names := [stage.name for stage in recipe.stages]):
+        raise RecipeError(f"--until: no stage {until!r}; the recipe has {', '.join(names)}")
+    why = None if until is not None else own_launch.reason(recipe)
+    if why is not None and processes() == 1:
+        return own_launch.run_apart(recipe, why, words, overwrite=overwrite)
     terminal.hide_library_bars()
     join(max(stage.get("ddp_timeout") or PATIENCE_S for stage in recipe.stages))
     with stopping_at_once(), recorded(recipe.output_dir) as record, one_line(recipe.output_dir):
         recipe = pushing.with_repositories(recipe)
-        return run_all(recipe, record, overwrite=overwrite, objects=objects or {})
+        return run_all(
+            recipe, record, overwrite=overwrite, objects=objects or {}, until=until, why=why
+        )
 
 
 def run_all(
-    recipe: Recipe, record: RunRecord, *, overwrite: bool, objects: Mapping[str, Any]
+    recipe: Recipe,
+    record: RunRecord,
+    *,
+    overwrite: bool,
+    objects: Mapping[str, Any],
+    until: str | None = None,
+    why: str | None = None,
 ) -> RunResult:
-    """Run the stages and push what is to be pushed; arguments and errors as of `run_recipe`."""
+    """Run the stages and push what is to be pushed; arguments and errors as of `run_recipe`.
+
+    Raises:
+        TrainingError: if there is a reason `why` a process runs one stage only, when it has.
+    """
     result = RunResult(recipe.output_dir)
     earlier: dict[str, Path] = {}
     unpushed: dict[str, str] = {}
@@ -214,11 +243,16 @@ def run_all(
             if processes() == 1:
                 push(stage, folder, unpushed)
             meet()
-    if recipe.is_pipeline and is_first_process():
+            if stage.name == until:
+                break
+            if why is not None and record.stage == stage.name and stage is not recipe.stages[-1]:
+                raise own_launch.one_stage_only(stage, why)
+    if recipe.is_pipeline and is_first_process() and len(earlier) == len(recipe.stages):
         gather_reports(recipe)
         after_run(recipe)
     for stage in pushed_last(recipe):
-        push(stage, earlier[stage.name], unpushed)
+        if stage.name in earlier:
+            push(stage, earlier[stage.name], unpushed)
     if unpushed:
         raise HubError("; ".join(unpushed.values()))
     return result

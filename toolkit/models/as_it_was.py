@@ -95,8 +95,6 @@ def _plain(settings: Any) -> dict[str, Any]:
 def _copied(values: dict[str, Any]) -> dict[str, Any]:
     """The same, in which only a configuration is the very object: it has its own note."""
     return {
-        name: value
-        if isinstance(value, (*SETTINGS, torch.dtype))
-        else copy.deepcopy(value)
+        name: value if isinstance(value, (*SETTINGS, torch.dtype)) else copy.deepcopy(value)
         for name, value in values.items()
     }

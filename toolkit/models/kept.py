@@ -77,9 +77,7 @@ class Keeper:
         self.held: Held | None = None
         self.loads = 0
 
-    def lend(
-        self, name: str, arguments: Mapping[str, Any], load: Callable[[], Any]
-    ) -> Any | None:
+    def lend(self, name: str, arguments: Mapping[str, Any], load: Callable[[], Any]) -> Any | None:
         """The base as it was loaded; None if it is lent already.
 
         Args:
@@ -145,9 +143,7 @@ def one_base(device: torch.device, tell: Callable[[str], None]) -> Iterator[Keep
         _keeper = before
 
 
-def lend(
-    name: str, arguments: Mapping[str, Any], auto: Any, load: Callable[[], Any]
-) -> Any | None:
+def lend(name: str, arguments: Mapping[str, Any], auto: Any, load: Callable[[], Any]) -> Any | None:
     """The base that a pipeline keeps, alone or under the head of a sequence classifier.
 
     Args:
@@ -228,7 +224,9 @@ def key_of(name: str, arguments: Mapping[str, Any]) -> str:
         given["quantization_config"] = quantization.to_dict()
     if folder.is_dir():
         where: Any = str(folder.resolve())
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        files = sorted(
+            path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")
+        )
         given["files"] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     else:
         where = cached_file(name, "config.json", revision=revision)  # its folder is the commit's

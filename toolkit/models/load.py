@@ -217,7 +217,10 @@ def load_base(
 
 
 def load_anew(
-    name: str, arguments: Mapping[str, Any], auto: Any = AutoModelForCausalLM, new: str | None = None
+    name: str,
+    arguments: Mapping[str, Any],
+    auto: Any = AutoModelForCausalLM,
+    new: str | None = None,
 ) -> Any:
     """A base from disk or the Hub, with the arguments of `from_pretrained`; else as `load_base`."""
     with loading(name):
