@@ -332,7 +332,9 @@ def run_one(
             write_recipe(recipe)
             manifest.write_json(folder / manifest.STARTED, given)
         tell_defaults(stage)
-        result = stage_module(stage.stage).run(stage, output_dir=folder, earlier=earlier, **objects)
+        with own_launch.whole_models(stage):
+            run = stage_module(stage.stage).run
+            result = run(stage, output_dir=folder, earlier=earlier, **objects)
         if is_first_process():
             plots.draw(stage.stage, folder, terminal.note)
             write_manifest(stage, folder, given, result, usage)

@@ -71,7 +71,7 @@ def _walk(module: Any, prefix: str, adapter: str) -> Iterator[tuple[str, Tensor,
         return
     if isinstance(module, ModulesToSaveWrapper):
         whole: Any = module.modules_to_save
-        module = whole[adapter] if adapter in whole else module.original_module
+        module = dict(whole).get(adapter, module.original_module)
     for name, weight in module.named_parameters(recurse=False):
         quantized = getattr(weight, "quant_state", None) is not None
         yield f"{prefix}{name}", weight, dequantize_module_weight(module) if quantized else weight

@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ from toolkit.recipe.keys import TRAINING
 from toolkit.stages.terminal import note
 
 PLUGINS = ("deepspeed", "fsdp")
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_CPU_RAM_EFFICIENT_LOADING")
 PROCESS_WIDE = (
     "tf32", "full_determinism", "use_liger_kernel", "torch_compile", "torch_compile_backend",
     "torch_compile_mode", "parallelism_config",
@@ -79,6 +81,20 @@ def one_stage_only(stage: StageRecipe, why: str) -> TrainingError:
     )
     error.everywhere = True
     return error
+
+
+@contextmanager
+def whole_models(stage: StageRecipe) -> Iterator[None]:
+    """Have a stage that trains nothing load whole models, though the launcher asks to shard.
+
+    transformers 5.23 (modeling_utils.py) reads from the environment that only the first process has
+    to load a model; who shards it afterwards is the Trainer, which such a stage has not.
+    """
+    hidden = {} if stage.stage in TRAINING else {k: os.environ.pop(k, None) for k in SHARDING}
+    try:
+        yield
+    finally:
+        os.environ.update({key: value for key, value in hidden.items() if value is not None})
 
 
 def launch(recipe: Recipe, until: str, words: Sequence[str] | None, flags: Sequence[str]) -> None:
