@@ -273,7 +273,9 @@ def rewarded(
     rewards = checked_all(functions, tell=note, on_error=OnError.of(recipe))
     check_enough(given["args"], data)
     tell(data, trained, [reward.__name__ for reward in rewards])
-    with refusals(recipe):
+    # a server that cannot be reached, or was started without what TRL needs
+    of_a_server = (ConnectionError, RuntimeError) if given["args"].use_vllm else ()
+    with refusals(recipe, *of_a_server):
         trainer = kind(
             model=trained,
             reward_funcs=rewards,
