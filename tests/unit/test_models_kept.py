@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import toolkit
-from tests import tiny
+from tests import tiny, tiny_ppo
 from toolkit.models import kept, load
 from toolkit.models.as_it_was import AsItWas
 from toolkit.models.kept import classifier_over, printed
 from toolkit.recipe import recipe_from_keywords
 from toolkit.verification.verify import verify
 
+pytestmark = tiny_ppo.quiet
 CPU = torch.device("cpu")
 FILE = "adapter_model.safetensors"
 
@@ -301,7 +302,7 @@ stages:
   - {{stage: sft, name: half, bf16: true}}
   - {{stage: sft, name: whole}}
 """)
-    second = toolkit.run(recipe).stages["whole"].metrics["loss"]
+    second = toolkit.run(recipe).stages["whole"].metrics["train_loss"]
     alone = toolkit.sft(model_name_or_path=str(tiny_base), dataset_name=str(chats), max_steps=2,
                         lora_r=4, per_device_train_batch_size=4, output_dir=str(tmp_path / "a"))  # fmt: skip
-    assert second == alone.metrics["loss"]
+    assert second == alone.metrics["train_loss"]
