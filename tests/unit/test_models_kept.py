@@ -274,6 +274,17 @@ def test_a_base_that_changed_is_told_and_not_kept(tiny_base, keeper):
     assert base_of(tiny_base) is not model
 
 
+def test_memory_that_does_not_come_back_is_told(tiny_base, keeper, monkeypatch):
+    monkeypatch.setattr(kept, "allocated", lambda: 100_000_000)
+    base_of(tiny_base)
+    keeper.give_back()
+    assert keeper.told == []
+    base_of(tiny_base)
+    monkeypatch.setattr(kept, "allocated", lambda: 103_000_000)
+    keeper.give_back()
+    assert keeper.told == ["3 MB beside the base are still held on the accelerator"]
+
+
 def test_a_classifier_shares_the_layers_and_nothing_else(tiny_base):
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     judge = classifier_over(model)

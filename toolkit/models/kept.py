@@ -34,6 +34,7 @@ from toolkit.models.as_it_was import AsItWas
 from toolkit.models.digests import fingerprints
 from toolkit.models.heads import HEAD
 
+ALLOWED = 1.02  # memory after a stage beside that of the base alone
 OVER_ADAPTERS = {
     AutoPeftModelForCausalLM: AutoModelForCausalLM,
     AutoPeftModelForSequenceClassification: AutoModelForSequenceClassification,
@@ -54,6 +55,7 @@ class Held:
         model: a causal language model without an adapter, unless it is lent.
         start: how it is put together.
         prints: fingerprints of its weights, by name.
+        allocated: bytes on the accelerator once it was loaded; 0 where there is none.
         lent: whether somebody has it.
     """
 
@@ -61,6 +63,7 @@ class Held:
     model: Any
     start: AsItWas
     prints: dict[str, str]
+    allocated: int = 0
     lent: bool = False
 
 
@@ -91,7 +94,7 @@ class Keeper:
         if self.held is None or self.held.key != key:
             self.drop()
             model = self.placed(load())
-            self.held = Held(key, model, AsItWas(model), printed(model))
+            self.held = Held(key, model, AsItWas(model), printed(model), allocated())
             self.loads += 1
         self.held.lent = True
         return self.placed(self.held.model)
@@ -120,6 +123,9 @@ class Keeper:
                 f"{other[0]}): whoever needs it next loads it again"
             )
             self.drop()
+        elif allocated() > ALLOWED * self.held.allocated:
+            more = (allocated() - self.held.allocated) / 1e6
+            self.tell(f"{more:,.0f} MB beside the base are still held on the accelerator")
 
     def drop(self) -> None:
         """Give up the base, so that there is room for another."""
@@ -191,6 +197,11 @@ def drop() -> None:
     """Make room for a model that is trained whole, or is another base for a while."""
     if _keeper is not None and not (_keeper.held is not None and _keeper.held.lent):
         _keeper.drop()
+
+
+def allocated() -> int:
+    """Bytes that tensors hold on the accelerator."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def forget() -> None:
