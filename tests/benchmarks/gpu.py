@@ -187,8 +187,9 @@ def ours(stage: str, base: Path, folder: Path, size: Size, given: dict[str, Any]
 
 def bare(stage: str, base: Path, folder: Path, size: Size, given: dict[str, Any]) -> Any:
     """The same by TRL alone; of PPO, which TRL has not, GRPO with the same completions."""
-    keys = {"model_name_or_path": str(base), "dataset_name": "x.jsonl"} | given
-    recipe = recipe_from_keywords("sft", **{k: v for k, v in keys.items() if k in {*QLORA, "dtype"} or "name" in k})  # fmt: skip
+    named = {"model_name_or_path": str(base), "dataset_name": "x.jsonl"}
+    quantized = {key: value for key, value in given.items() if key in QLORA}
+    recipe = recipe_from_keywords("sft", **named, **quantized).stages[0]
     loading: dict[str, Any] = {"dtype": torch.bfloat16}
     if recipe["load_in_4bit"]:
         config = model_config(recipe)
