@@ -9,8 +9,8 @@ import pytest
 
 import toolkit
 from tests import tiny
+from toolkit.from_python import run_stage
 from toolkit.inference.sampling import TransformersEngine
-from toolkit.pipeline import run_stage
 from toolkit.stages.completions import Completions, file_name
 
 ROWS = [{"question": f"What is {index}?", "answer": f"{index}"} for index in range(7)]

@@ -121,7 +121,7 @@ def overview() -> str:
         "",
         "  toolkit run RECIPE [--overwrite] [--allow-change KEY] [--debug] [--key value …]",
         "                            one stage or a pipeline: skip what is finished, go on",
-        "                            with what was interrupted",
+        "                            with what was interrupted; --until STAGE ends after it",
         f"  toolkit {stages} [--key value …]",
         "                            the same without a file; --help lists the keys",
         "  toolkit init FILE         look at the data and the device, write a recipe",
@@ -227,19 +227,21 @@ def stage_help(stage: str) -> str:
 
 def run(words: list[str]) -> int:
     """`toolkit run RECIPE [--overwrite] [--key value] [--stage_name.key value]`."""
-    arguments = run_arguments("run", f"toolkit run RECIPE {RUN_FLAGS}")
+    arguments = run_arguments("run", f"toolkit run RECIPE [--until STAGE] {RUN_FLAGS}")
+    arguments.add_argument("--until", metavar="STAGE")
     parsed, recipe = with_recipe(arguments, words)
-    return execute(recipe, parsed)
+    return execute(recipe, parsed, words)
 
 
-def execute(recipe: Recipe, asked: argparse.Namespace) -> int:
+def execute(recipe: Recipe, asked: argparse.Namespace, words: list[str] | None = None) -> int:
     """Run a resolved recipe; the keys were checked before torch is loaded."""
     from toolkit.artifacts import allowed
 
     recipe = allowed.asked_for(recipe, asked.allow_change, fresh_optimizer=asked.fresh_optimizer)
     from toolkit import pipeline
 
-    pipeline.run_recipe(recipe, overwrite=asked.overwrite)
+    until = getattr(asked, "until", None)
+    pipeline.run_recipe(recipe, overwrite=asked.overwrite, until=until, words=words)
     return 0
 
 

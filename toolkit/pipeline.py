@@ -3,6 +3,7 @@
 import importlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from toolkit.artifacts import allowed, inputs, manifest, plots
 from toolkit.artifacts.inside import check_inside
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError
-from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
-from toolkit.recipe.keys import TRAINING
-from toolkit.stages import pushing, terminal
+from toolkit.models import kept
+from toolkit.recipe import Recipe, StageRecipe, load_recipe
+from toolkit.stages import own_launch, pushing, terminal
 from toolkit.stages.failures import one_line
 from toolkit.stages.machines import look_at_disks, send
 from toolkit.stages.next_steps import after_run, after_stage
 from toolkit.stages.processes import (
+    device,
     from_first,
     is_first_process,
     join,
@@ -31,15 +33,10 @@ from toolkit.stages.resources import Usage
 from toolkit.stages.run_folder import alone_in, inputs_before, refuse_or_clear
 from toolkit.stages.run_record import RunRecord, recorded
 from toolkit.stages.signals import stopping_at_once
-from toolkit.stages.trackers import keep_private
 
 REPORT = "report.json"
 RANKED = "ranked.jsonl"
 PATIENCE_S = 1800  # for another process, where no stage has a ddp_timeout: TRL's own default
-OBJECTS = ("model", "processing_class", "train_dataset", "eval_dataset", "callbacks")
-"""What Python may give to a stage in place of a name, and below what it alone can give."""
-OF_TRAINING = ("trainer_class",)
-OF_ROLLOUTS = ("reward_funcs", "tools", "environment_factory", "rollout_func")
 
 
 def run(
@@ -48,6 +45,7 @@ def run(
     overwrite: bool = False,
     allow_change: Sequence[str] = (),
     fresh_optimizer: bool = False,
+    until: str | None = None,
     **overrides: Any,
 ) -> RunResult:
     """Run a recipe file: one stage or a pipeline.
@@ -58,6 +56,7 @@ def run(
         allow_change: recipe keys, or words of `manifest.INPUTS`, with which a stage that was
             interrupted goes on although they are not what they were.
         fresh_optimizer: go on from a checkpoint without its optimizer.
+        until: the name of the last stage that is run.
         **overrides: recipe keys that win over the file, for every stage that knows them.
 
     Returns:
@@ -69,123 +68,16 @@ def run(
     asked = allowed.asked_for(
         load_recipe(recipe, keywords=overrides), allow_change, fresh_optimizer=fresh_optimizer
     )
-    return run_recipe(asked, overwrite=overwrite)
-
-
-def pretrain(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """Pretraining of a small base; keywords are recipe keys, or `train_dataset=` and so on."""
-    return run_stage("pretrain", overwrite=overwrite, **keys)
-
-
-def sft(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """Supervised fine-tuning; keywords are recipe keys, or `model=`, `train_dataset=` and so on."""
-    return run_stage("sft", overwrite=overwrite, **keys)
-
-
-def reward(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """A reward model from ranked answers; keywords are recipe keys, or `train_dataset=` and so on."""
-    return run_stage("reward", overwrite=overwrite, **keys)
-
-
-def dpo(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """Direct preference optimization; keywords are recipe keys, or `train_dataset=` and so on."""
-    return run_stage("dpo", overwrite=overwrite, **keys)
-
-
-def grpo(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """GRPO; keywords are recipe keys, `train_dataset=`, or functions in `reward_funcs=[…]`."""
-    return run_stage("grpo", overwrite=overwrite, **keys)
-
-
-def ppo(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """PPO with a value adapter; keywords as of `grpo`."""
-    return run_stage("ppo", overwrite=overwrite, **keys)
-
-
-def rank(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """Sample answers and rank them by rewards: preferences on policy; keywords are recipe keys."""
-    return run_stage("rank", overwrite=overwrite, **keys)
-
-
-def evaluate(*, overwrite: bool = False, **keys: Any) -> StageResult:
-    """Examine a base and what was trained from it; keywords are recipe keys, or `model=`."""
-    return run_stage("evaluate", overwrite=overwrite, **keys)
-
-
-def run_stage(
-    stage: str,
-    *,
-    overwrite: bool = False,
-    allow_change: Sequence[str] = (),
-    fresh_optimizer: bool = False,
-    **keys: Any,
-) -> StageResult:
-    """Run one stage from keywords; the others as of `run`."""
-    objects, recipe = given_to(stage, keys)
-    recipe = allowed.asked_for(recipe, allow_change, fresh_optimizer=fresh_optimizer)
-    result = run_recipe(recipe, overwrite=overwrite, objects=objects)
-    return result.stages[recipe.stages[0].name]
-
-
-def given_to(stage: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
-    """What Python gave to a stage: objects by name, and a recipe of the rest.
-
-    Raises:
-        RecipeError: if `callbacks` is no list.
-    """
-    keys = dict(keys)
-    if isinstance(keys.get("model"), str | Path):  # TRL's word for model_name_or_path
-        keys["model_name_or_path"] = str(keys.pop("model"))
-    names = OBJECTS + (OF_TRAINING if stage in TRAINING else ())
-    names += OF_ROLLOUTS if stage in ("grpo", "ppo") else ()
-    names += ("reward_funcs",) if stage in ("rank", "evaluate") else ()
-    objects = {
-        key: keys.pop(key)
-        for key in names
-        if keys.get(key) is not None and not is_written_out(key, keys[key])
-    }
-    if callable(objects.get("reward_funcs")):
-        objects["reward_funcs"] = [objects["reward_funcs"]]
-    if not isinstance(objects.get("callbacks", []), list | tuple):
-        found = type(objects["callbacks"]).__name__
-        raise RecipeError(f"callbacks: expected a list, found {found}; write callbacks=[…]")
-    return objects, recipe_from_keywords(stage, given=objects, **keys)
-
-
-def is_written_out(key: str, value: Any) -> bool:
-    """Whether Python gave in words what a recipe could say too, for the keys that allow both."""
-    if key == "reward_funcs" and isinstance(value, list | tuple):
-        return all(isinstance(entry, str | Mapping) for entry in value)
-    return key in ("trainer_class", "reward_funcs") and isinstance(value, str)
-
-
-def build(stage: str, **keys: Any) -> Any:
-    """The configured TRL trainer of a training stage, before `.train()`.
-
-    Args:
-        stage: for example "sft".
-        **keys: recipe keys, or objects: `model`, `processing_class`, `train_dataset`,
-            `eval_dataset`, `callbacks`.
-
-    Raises:
-        RecipeError: if the stage trains nothing.
-    """
-    objects, recipe = given_to(stage, keys)
-    module = stage_module(stage)
-    if not hasattr(module, "build"):
-        raise RecipeError(f"stage {stage!r} trains nothing, so there is no trainer to build")
-    (only,) = recipe.stages
-    trainer = module.build(only, output_dir=recipe.output_dir, earlier={}, **objects)
-    if pushing.pushes(only):
-        terminal.note(
-            "push_to_hub: a trainer from toolkit.build pushes nothing; run the stage, or push"
-        )
-    keep_private(trainer, only)
-    return trainer
+    return run_recipe(asked, overwrite=overwrite, until=until)
 
 
 def run_recipe(
-    recipe: Recipe, *, overwrite: bool = False, objects: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    objects: Mapping[str, Any] | None = None,
+    until: str | None = None,
+    words: Sequence[str] | None = None,
 ) -> RunResult:
     """Run the stages of a resolved recipe in order.
 
@@ -193,40 +85,76 @@ def run_recipe(
         recipe: the resolved recipe.
         overwrite: rerun what changed, and what follows from it.
         objects: what Python gave in place of names, for a recipe of one stage.
+        until: the name of the last stage that is run.
+        words: what the command line was given, to give it again to a launch of one stage.
+
+    Raises:
+        RecipeError: if there is no stage `until`.
     """
+    if until is not None and until not in (names := [stage.name for stage in recipe.stages]):
+        raise RecipeError(f"--until: no stage {until!r}; the recipe has {', '.join(names)}")
+    why = None if until is not None else own_launch.reason(recipe)
+    if why is not None and processes() == 1:
+        return own_launch.run_apart(recipe, why, words, overwrite=overwrite)
     terminal.hide_library_bars()
     join(max(stage.get("ddp_timeout") or PATIENCE_S for stage in recipe.stages))
     with stopping_at_once(), recorded(recipe.output_dir) as record, one_line(recipe.output_dir):
         look_at_disks(recipe)
         recipe = pushing.with_repositories(recipe)
-        return run_all(recipe, record, overwrite=overwrite, objects=objects or {})
+        return run_all(
+            recipe, record, overwrite=overwrite, objects=objects or {}, until=until, why=why
+        )
 
 
 def run_all(
-    recipe: Recipe, record: RunRecord, *, overwrite: bool, objects: Mapping[str, Any]
+    recipe: Recipe,
+    record: RunRecord,
+    *,
+    overwrite: bool,
+    objects: Mapping[str, Any],
+    until: str | None = None,
+    why: str | None = None,
 ) -> RunResult:
-    """Run the stages and push what is to be pushed; arguments and errors as of `run_recipe`."""
+    """Run the stages and push what is to be pushed; arguments and errors as of `run_recipe`.
+
+    Raises:
+        TrainingError: if there is a reason `why` a process runs one stage only, when it has.
+    """
     result = RunResult(recipe.output_dir)
     earlier: dict[str, Path] = {}
     unpushed: dict[str, str] = {}
-    for stage in recipe.stages:
-        folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
-        check_inside(recipe.output_dir, folder)
-        result.stages[stage.name] = run_one(
-            recipe, stage, folder, earlier, record, overwrite=overwrite, objects=objects
-        )
-        earlier[stage.name] = folder
-        if processes() == 1:
-            push(stage, folder, unpushed)
-        meet()
-    if recipe.is_pipeline and is_first_process():
+    with one_base(recipe):
+        for stage in recipe.stages:
+            folder = recipe.output_dir / stage.name if recipe.is_pipeline else recipe.output_dir
+            check_inside(recipe.output_dir, folder)
+            result.stages[stage.name] = run_one(
+                recipe, stage, folder, earlier, record, overwrite=overwrite, objects=objects
+            )
+            kept.give_back()
+            earlier[stage.name] = folder
+            if processes() == 1:
+                push(stage, folder, unpushed)
+            meet()
+            if stage.name == until:
+                break
+            if why is not None and record.stage == stage.name and stage is not recipe.stages[-1]:
+                raise own_launch.one_stage_only(stage, why)
+    if recipe.is_pipeline and is_first_process() and len(earlier) == len(recipe.stages):
         gather_reports(recipe)
         after_run(recipe)
     for stage in pushed_last(recipe):
-        push(stage, earlier[stage.name], unpushed)
+        if stage.name in earlier:
+            push(stage, earlier[stage.name], unpushed)
     if unpushed:
         raise HubError("; ".join(unpushed.values()))
     return result
+
+
+def one_base(recipe: Recipe) -> AbstractContextManager[Any]:
+    """Keep the base in memory from stage to stage; several processes may shard it, so not there."""
+    if not recipe.is_pipeline or processes() > 1:
+        return nullcontext()
+    return kept.one_base(device(), terminal.note)
 
 
 def push(stage: StageRecipe, folder: Path, unpushed: dict[str, str]) -> None:
@@ -299,7 +227,9 @@ def run_one(
         if writes_here():
             manifest.write_json(folder / manifest.STARTED, given)
         tell_defaults(stage)
-        result = stage_module(stage.stage).run(stage, output_dir=folder, earlier=earlier, **objects)
+        with own_launch.whole_models(stage):
+            run = stage_module(stage.stage).run
+            result = run(stage, output_dir=folder, earlier=earlier, **objects)
         if is_first_process():
             plots.draw(stage.stage, folder, terminal.note)
             write_manifest(stage, folder, given, result, usage)

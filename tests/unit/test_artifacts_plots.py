@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from toolkit import pipeline
+from toolkit import from_python
 from toolkit.artifacts import plots
 from toolkit.artifacts.manifest import outputs_of
 from toolkit.artifacts.plot_curves import each, moving_mean
@@ -230,14 +230,14 @@ def test_a_stage_that_trains_draws_and_its_picture_is_no_output(tiny_base, chats
         "logging_steps": 1, "per_device_train_batch_size": 2, "report_to": "none", "lora_r": 2,
         "learning_rate": 1e-2, "output_dir": str(tmp_path / "out"),
     }  # fmt: skip
-    result = pipeline.sft(**keys)
+    result = from_python.sft(**keys)
     picture = tmp_path / "out" / plots.TRAINING
     assert picture.is_file()
     assert not [name for name in result.manifest["outputs"] if "png" in name]
     assert result.manifest["outputs"] == outputs_of(tmp_path / "out")
     picture.unlink()
     before = (tmp_path / "out" / "stage.json").read_bytes()
-    pipeline.sft(**keys)  # finished: neither refused as damaged nor trained again
+    from_python.sft(**keys)  # finished: neither refused as damaged nor trained again
     assert (tmp_path / "out" / "stage.json").read_bytes() == before
 
 
@@ -246,7 +246,7 @@ def test_a_stage_whose_picture_fails_is_finished(tiny_base, chats, tmp_path, mon
         raise MemoryError("no room for a picture")
 
     monkeypatch.setattr(plots, "training_figure", fail)
-    result = pipeline.sft(
+    result = from_python.sft(
         model_name_or_path=str(tiny_base), dataset_name=str(chats), max_steps=2, logging_steps=1,
         per_device_train_batch_size=2, report_to="none", lora_r=2, output_dir=str(tmp_path / "out"),
         learning_rate=1e-2,

@@ -1,6 +1,7 @@
 """The memory of PPO: one base, and adapters of r · (in + out) parameters each; nothing twice."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,26 @@ def test_parameters_are_counted_once(head, tiny_base, untied_base, tmp_path):
     assert {state["exp_avg"].dtype for state in moments} == {torch.float32}
 
 
-def test_the_table_in_the_docs_is_what_the_command_prints():
+def memory_table() -> Any:
     path = ROOT / "docs" / "memory_table.py"
     spec: Any = importlib.util.spec_from_file_location("memory_table", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_in_the_docs_is_what_the_command_prints():
+    module = memory_table()
     assert module.table() in (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     millions, sizes = module.row("7B")
     assert millions[0] == 7615.616512  # as the checkpoint has them
     shapes = [(3584, 3584), (3584, 512), (3584, 512), (3584, 3584), *[(3584, 18944)] * 3]
     assert millions[1] == 28 * 16 * sum(a + b for a, b in shapes) / 1e6
     assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("way", ["one", "four"])
+def test_what_is_counted_is_what_is_in_memory(way):
+    line = memory_table().weigh("small", way)
+    counted, found = (float(word) for word in re.findall(r"([\d.]+) GB", line)[1::-1])
+    assert found == pytest.approx(counted, rel=0.02)

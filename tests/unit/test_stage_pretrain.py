@@ -90,7 +90,7 @@ stages:
   - {{stage: sft, model_name_or_path: {tmp_path / "run" / "pretrain"}, dataset_name: {chats}}}
 """)
     result = toolkit.run(recipe)
-    assert result.stages["sft"].manifest["verification"]["verified"] == "fresh_load"
+    assert result.stages["sft"].manifest["verification"]["verified"] == "resident_base"
 
 
 @pytest.mark.parametrize(

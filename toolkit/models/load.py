@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from transformers.utils.hub import cached_file
 from trl import ModelConfig, get_quantization_config
 
 from toolkit.errors import RecipeError, ToolkitError
+from toolkit.models import kept
 from toolkit.models.finite import check_weights
 from toolkit.models.load_failures import broken_files, hub_error, out_of_reach
 from toolkit.recipe import StageRecipe
@@ -208,6 +209,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The base of a recipe: by id and revision or by path, with dtype, attention and quantization.
 
+    In a pipeline it is the one that is kept in memory, unless it is itself what is trained.
+
     Args:
         recipe: gives `model_name_or_path` and how it is loaded.
         auto: the class of transformers that loads it.
@@ -221,9 +224,24 @@ def load_base(
     """
     name = str(recipe["model_name_or_path"])
     with loading(name):
-        loaded: Any = auto.from_pretrained(
-            name, output_loading_info=True, **base_arguments(recipe), **kwargs
-        )
+        arguments = base_arguments(recipe)
+        if recipe.get("use_peft", True):
+            lent = kept.lend(name, arguments, auto, lambda: load_anew(name, arguments))
+        else:
+            kept.drop()  # what is trained whole is no base for what follows
+            lent = None
+    return load_anew(name, arguments | kwargs, auto, new) if lent is None else lent
+
+
+def load_anew(
+    name: str,
+    arguments: Mapping[str, Any],
+    auto: Any = AutoModelForCausalLM,
+    new: str | None = None,
+) -> Any:
+    """A base from disk or the Hub, with the arguments of `from_pretrained`; else as `load_base`."""
+    with loading(name):
+        loaded: Any = auto.from_pretrained(name, output_loading_info=True, **arguments)
     model, found = loaded
     if new in found["missing_keys"]:
         torch.nn.init.zeros_(model.get_parameter(new))
@@ -311,7 +329,12 @@ def load(
 
 
 def load_adapter(
-    name: str, adapter: dict[str, Any], auto: Any = AutoPeftModelForCausalLM, **kwargs: Any
+    name: str,
+    adapter: dict[str, Any],
+    auto: Any = AutoPeftModelForCausalLM,
+    *,
+    lent: bool = False,
+    **kwargs: Any,
 ) -> Any:
     """An adapter over its base, by plain PEFT, which makes room for the tokens it brings.
 
@@ -319,6 +342,7 @@ def load_adapter(
         name: the adapter's folder or Hub id.
         adapter: its adapter_config.json.
         auto: the class of PEFT that loads it.
+        lent: whether it may go on the base that a pipeline keeps, which is given back afterwards.
         **kwargs: what `from_pretrained` is given for the base.
     """
     if adapter.get("task_type") == "SEQ_CLS" and auto is AutoPeftModelForCausalLM:
@@ -336,7 +360,13 @@ def load_adapter(
         kwargs["dtype"] = device_dtype(
             base, kwargs.get("dtype", "auto"), revision=adapter.get("revision") or "main"
         )
-        model: Any = keep_unpacked(auto.from_pretrained(name, **kwargs))
+        own = {key: value for key, value in kwargs.items() if key != "num_labels"}
+        own["revision"] = adapter.get("revision") or "main"
+        under = kept.lend(base, own, auto, lambda: load_anew(base, own)) if lent else None
+        if under is not None:
+            model: Any = kept.with_adapter_of(under, name)
+        else:
+            model = keep_unpacked(auto.from_pretrained(name, **kwargs))
     check_weights(name, model)
     if (Path(name) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(name)

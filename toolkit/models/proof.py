@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from toolkit.errors import TrainingError
+from toolkit.models import kept
 from toolkit.models.digests import digests, saved_tensors
 from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
 from toolkit.models.load import adapter_config, load_adapter
@@ -47,12 +48,12 @@ def log_probabilities(model: Any, probe: list[list[int]]) -> list[Tensor]:
     return rows
 
 
-def load_causal(directory: str, **kwargs: Any) -> Any:
-    """A saved adapter over its base, or a full model; arguments of `from_pretrained`."""
+def load_causal(directory: str, *, lent: bool = False, **kwargs: Any) -> Any:
+    """A saved adapter over its base, or a full model; arguments of `load_adapter`."""
     adapter = adapter_config(directory)
     if adapter is None:
         return AutoModelForCausalLM.from_pretrained(directory, **kwargs)
-    return load_adapter(directory, adapter, **kwargs)
+    return load_adapter(directory, adapter, lent=lent, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def prove(
         numbers = check.numbers(loaded, expected.probe)
         allowed = tolerance(loaded, elsewhere=elsewhere)
         difference = compare(directory, check.name, numbers, expected.numbers, allowed)
-        how = "fresh_load" if resident is None else "resident_base"
+        fresh = resident is None and not kept.is_lent()
+        how = "fresh_load" if fresh else "resident_base"
         found = outcome(how, expected, difference, allowed) | {"device": device.type}
         if expected.values is not None:
             difference = prove_values(directory / VALUE, loaded, expected, allowed)
@@ -293,7 +295,8 @@ def loaded_again(
 ) -> Iterator[tuple[Any, str]]:
     """What was saved, and its adapter's name; with `resident`, in its place and only meanwhile."""
     if resident is None:
-        yield check.load(str(directory), **kwargs), "default"
+        lent: dict[str, Any] = {"lent": True} if kept.is_kept() else {}
+        yield check.load(str(directory), **lent, **kwargs), "default"
         return
     former, was_training = resident.active_adapters[0], resident.training
     trained = [name for name, weight in resident.named_parameters() if weight.requires_grad]

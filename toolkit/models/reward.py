@@ -107,11 +107,14 @@ def at_last(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def load_reward_model(directory: str, **kwargs: Any) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+def load_reward_model(
+    directory: str, *, lent: bool = False, **kwargs: Any
+) -> tuple[RewardModel, PreTrainedTokenizerBase]:
     """What a reward stage has made, by plain PEFT or transformers, and its tokenizer.
 
     Args:
         directory: the folder or Hub id of a reward adapter or of a whole reward model.
+        lent: as of `load_adapter`.
         **kwargs: what `from_pretrained` is given for the base, such as `dtype`.
 
     Raises:
@@ -124,9 +127,8 @@ def load_reward_model(directory: str, **kwargs: Any) -> tuple[RewardModel, PreTr
     if adapter is not None:
         head = head_of(name)
         with without_report():
-            model = load_adapter(
-                name, adapter, AutoPeftModelForSequenceClassification, num_labels=1, **kwargs
-            )
+            kind = AutoPeftModelForSequenceClassification
+            model = load_adapter(name, adapter, kind, lent=lent, num_labels=1, **kwargs)
         return RewardModel(model, head).eval(), tokenizer
     with loading(name), without_report():
         kwargs["dtype"] = device_dtype(name, kwargs["dtype"])

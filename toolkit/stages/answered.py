@@ -1,14 +1,12 @@
 """Has a model complete prompts, and keeps each completion at once: what exams and rankings share."""
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
-
 from toolkit.evaluation.graded import Key
 from toolkit.inference.sampling import Completion, Prompt, Sampling, TransformersEngine
+from toolkit.models import kept
 from toolkit.recipe import StageRecipe
 from toolkit.stages.completions import Completions
 from toolkit.stages.exam_progress import ExamProgress
@@ -98,7 +96,6 @@ def ask(
 
 
 def forget_model() -> None:
-    """Give back the memory of a model that nobody holds any more: one at a time."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    """Give back the memory of a model that nobody holds any more, and the base that is kept."""
+    kept.forget()
+    kept.give_back()

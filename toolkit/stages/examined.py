@@ -69,7 +69,8 @@ class Examined:
             if self.adapter is None:
                 model: Any = load_base(self.recipe)
             else:
-                model = load_adapter(self.place, self.adapter, **adapter_arguments(self.recipe))
+                own = adapter_arguments(self.recipe)
+                model = load_adapter(self.place, self.adapter, lent=True, **own)
             return model if getattr(model, "hf_device_map", None) else model.to(device())
         except torch.OutOfMemoryError as error:
             raise TrainingError(

@@ -17,9 +17,11 @@ from toolkit.data.prompts import prompt_lengths
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import RecipeError
 from toolkit.models import adapters, chatml
+from toolkit.models.batched import whole_batches
 from toolkit.models.copies import added_as_copies
 from toolkit.models.load import base_arguments, commit_of, load_base
 from toolkit.models.merging import merge_while_generating
+from toolkit.models.vllm_weights import send_base_weights
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards import Checked, OnError, checked_all, load_reward
@@ -39,6 +41,7 @@ from toolkit.stages.prepared import (
 from toolkit.stages.proved import prove
 from toolkit.stages.terminal import note
 from toolkit.stages.trainer_class import trainer_class_of
+from toolkit.stages.vllm_rollouts import check_rows, check_vllm
 
 Entry = str | Mapping[str, Any] | Callable[..., Any]
 """An entry of `reward_funcs`: a name, one with parameters, or from Python a function."""
@@ -185,6 +188,7 @@ def assemble(
         DataError: if a row is wrong.
         HubError: if the Hub does not give the base or the data.
     """
+    check_vllm(recipe)
     args = build_arguments(recipe, GRPOConfig, output_dir, **dealt_with(recipe))
     trained, data = policy(recipe, earlier, model, processing_class, train_dataset, eval_dataset)
     kind = trainer_class_of(recipe, GRPOTrainer, trainer_class)
@@ -231,6 +235,7 @@ def policy(
     with refusals(recipe):
         base = model if model is not None else load_base(recipe)
     check_room(recipe, data, base)
+    check_rows(recipe, tokenizer, base)
     chatml.fit_embeddings(base, tokenizer, change)
     return with_adapter(recipe, base, parent, change), data
 
@@ -272,7 +277,9 @@ def rewarded(
     check_enough(given["args"], data)
     keep_rows_out_of_the_log()
     tell(data, trained, [reward.__name__ for reward in rewards])
-    with refusals(recipe):
+    # a server that cannot be reached, or was started without what TRL needs
+    of_a_server = (ConnectionError, RuntimeError) if given["args"].use_vllm else ()
+    with refusals(recipe, *of_a_server):
         trainer = kind(
             model=trained,
             reward_funcs=rewards,
@@ -284,6 +291,10 @@ def rewarded(
     if isinstance(trained, PeftModel):
         merge_while_generating(trained)
     leave_out_failed(trainer, rewards)
+    if trainer.use_transformers_continuous_batching:
+        whole_batches(trained)
+    if trainer.use_vllm:
+        send_base_weights(trainer.vllm_generation)
     for number, judge in enumerate(judges):
         judge.bind(trainer, "reward" if number == 0 else f"reward_{number + 1}")
     return trainer

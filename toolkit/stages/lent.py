@@ -1,6 +1,5 @@
 """What Python lends to a stage: a model in memory, which is given back as it was."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import RecipeError
+from toolkit.models.as_it_was import AsItWas
 from toolkit.models.load import load_tokenizer
-
-# what transformers' Trainer and new tokens change in a config
-SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
 @dataclass
@@ -30,7 +27,7 @@ class Loan:
 
 @contextmanager
 def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
-    """Use a model inside the block, then take the adapter out of it, and every token added.
+    """Use a model inside the block, then undo all that was done to it, adapter and added tokens too.
 
     Without an adapter (`use_peft: false`) it is itself what is trained, and stays so.
     """
@@ -38,27 +35,12 @@ def lent(model: PreTrainedModel | None) -> Iterator[Loan]:
     if model is None:
         yield loan
         return
-    embedding: Any = model.get_input_embeddings()
-    rows, was_training = embedding.weight.shape[0], model.training
-    text: Any = model.config.get_text_config()
-    settings = {key: getattr(text, key) for key in SETTINGS if hasattr(text, key)}
-    # a sequence classifier has none
-    generation = copy.deepcopy(getattr(model, "generation_config", None))
-    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    start = AsItWas(model)
     try:
         yield loan
     finally:
         if isinstance(loan.trained, PeftModel):
-            loan.trained.unload()
-            embedding = model.get_input_embeddings()
-            if embedding.weight.shape[0] > rows:
-                model.resize_token_embeddings(rows, mean_resizing=False)
-            vars(text).update(settings)
-            if generation is not None:
-                model.generation_config = generation
-            for name, weight in model.named_parameters():
-                weight.requires_grad_(name in trainable)
-            model.train(was_training)
+            start.restore()
 
 
 def check_base(model: Any) -> None:

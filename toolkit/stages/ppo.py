@@ -19,6 +19,7 @@ from toolkit.stages.ppo_config import PPOConfig
 from toolkit.stages.ppo_trainer import PPOTrainer
 from toolkit.stages.prepared import Examples
 from toolkit.stages.trainer_class import trainer_class_of
+from toolkit.stages.vllm_rollouts import check_vllm
 
 
 def run(
@@ -60,6 +61,7 @@ def assemble(
             f"{recipe.where['use_peft']}: PPO here holds policy, critic and reference as adapters "
             "over one base; leave use_peft: false out, or train whole models with stage grpo"
         )
+    check_vllm(recipe)
     args = ppo_config(recipe, output_dir)
     start = value_start(recipe, earlier)
     trained, data = policy(recipe, earlier, model, processing_class, train_dataset, eval_dataset)

@@ -11,7 +11,7 @@ from toolkit.artifacts import proof_file
 from toolkit.artifacts.manifest import StageResult
 from toolkit.data.probe import changed_words, probe_words
 from toolkit.errors import ToolkitError, TrainingError
-from toolkit.models import proof
+from toolkit.models import kept, proof
 from toolkit.models.load import load_tokenizer
 from toolkit.models.saved_files import KEPT, check_files
 from toolkit.stages.prepared import RowsAgain
@@ -66,6 +66,8 @@ def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) 
         TrainingError: if it is not what was trained; the files stay, marked as unverified.
     """
     gc.collect()
+    if resident is None:
+        kept.give_back()
     result = StageResult(saved.directory, saved.metrics)
     if saved.shards is None and not is_first_process():
         return result

@@ -197,7 +197,7 @@ class AdapterScorer:
         self, answers: Sequence[Answer], batch_size: int
     ) -> Iterator[tuple[Answer, float | None]]:
         """As `Scorer.score`; answers of the same tokens are scored once."""
-        model, tokenizer = load_reward_model(self.place, **self.arguments)
+        model, tokenizer = load_reward_model(self.place, lent=True, **self.arguments)
         if getattr(model.model, "hf_device_map", None) is None:
             model.to(device())
         same: dict[tuple[int, ...], list[Answer]] = {}
