@@ -1,31 +1,26 @@
 """The command line: one short function per command, which parses, calls and prints."""
 
 import argparse
-import importlib
 import json
 import os
 import sys
 import tempfile
-import textwrap
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Sequence
 
 from toolkit import __version__, launching
+from toolkit.commands.artefacts import env, merge, push, verify
+from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
+from toolkit.commands.words import count, parser
 from toolkit.errors import ToolkitError, TrainingError, UsageError
 from toolkit.quiet import quiet_libraries
 from toolkit.recipe import (
     STAGES,
     Recipe,
-    describe,
     load_recipe,
     recipe_from_flags,
 )
 from toolkit.stages.signals import stopping_at_once
-
-RUN_FLAGS = "[--overwrite] [--allow-change KEY] [--fresh-optimizer] [--debug] [--key value …]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,55 +108,6 @@ def dispatch(words: list[str]) -> int:
     return COMMANDS[command](rest)
 
 
-def overview() -> str:
-    """What `toolkit --help` prints."""
-    stages = "|".join(STAGES)
-    lines = [
-        "Post-training on the Hugging Face stack: one frozen base, LoRA adapters, one recipe.",
-        "",
-        "  toolkit run RECIPE [--overwrite] [--allow-change KEY] [--debug] [--key value …]",
-        "                            one stage or a pipeline: skip what is finished, go on",
-        "                            with what was interrupted; --until STAGE ends after it",
-        f"  toolkit {stages} [--key value …]",
-        "                            the same without a file; --help lists the keys",
-        "  toolkit init FILE         look at the data and the device, write a recipe",
-        "  toolkit check --keys RECIPE",
-        "                            is every key, type and range right?",
-        "  toolkit inspect RECIPE [--rows N] [--json]",
-        "                            what exactly is trained: the tokens, coloured",
-        "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
-        "  toolkit merge DIR --output OUT",
-        "                            an adapter inside its base, as one whole model",
-        "  toolkit push DIR NAMESPACE/NAME [--merged] [--no-private] [--dry-run]",
-        "                            to the Hub: what was trained, its card, no secrets",
-        "  toolkit env               versions and devices, for a bug report",
-        "",
-        f"  toolkit run RECIPE --accelerate {'|'.join(launching.names())}",
-        "                            the same on many devices, through accelerate launch; a path",
-        "                            does too; --num_processes N says how many",
-        "",
-        "Exit codes: 0 done, 2 usage, 3 recipe, 4 data, 5 training, 6 Hub, 130/143 signals.",
-    ]
-    return "\n".join(lines)
-
-
-class Words(argparse.ArgumentParser):
-    """A parser whose errors are those of every command: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse the words.
-
-        Raises:
-            UsageError: with how the command is to be written.
-        """
-        raise UsageError(f"{message}; usage: {' '.join((self.usage or self.prog).split())}")
-
-
-def parser(command: str, usage: str, about: str) -> argparse.ArgumentParser:
-    """An argument parser that never guesses an abbreviated flag."""
-    return Words(prog=f"toolkit {command}", usage=usage, description=about, allow_abbrev=False)
-
-
 def with_recipe(
     arguments: argparse.ArgumentParser, words: list[str]
 ) -> tuple[argparse.Namespace, Recipe]:
@@ -211,18 +157,6 @@ def run_arguments(command: str, usage: str | None = None) -> argparse.ArgumentPa
     arguments.add_argument("--fresh-optimizer", action="store_true")
     arguments.add_argument("--allow-change", action="append", default=[], metavar="KEY")
     return arguments
-
-
-def stage_help(stage: str) -> str:
-    """Every key of a stage with its type, default and meaning, as TRL documents it."""
-    lines = [f"toolkit {stage} {RUN_FLAGS}", ""]
-    for key in describe(stage):
-        default = "" if key.default is None else f" = {key.default}"
-        lines.append(f"  --{key.name} ({key.annotation}){default}")
-        lines += textwrap.wrap(
-            key.help.replace("%%", "%"), 76, initial_indent=" " * 8, subsequent_indent=" " * 8
-        )
-    return "\n".join(lines)
 
 
 def run(words: list[str]) -> int:
@@ -278,13 +212,6 @@ def inspect(words: list[str]) -> int:
     return 0
 
 
-def count(word: str) -> int:
-    """A number of things, from 0."""
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {word!r}")
-    return int(word)
-
-
 def init(words: list[str]) -> int:
     """`toolkit init my.jsonl [--model_name_or_path X] [--output recipe.yaml]`."""
     usage = "toolkit init DATA [--model_name_or_path X] [--output RECIPE]"
@@ -299,100 +226,6 @@ def init(words: list[str]) -> int:
         parsed.data, output=parsed.output, model_name_or_path=parsed.model_name_or_path
     )
     print(f"wrote {path}\n\n  toolkit inspect {path}    what is trained\n  toolkit run {path}")
-    return 0
-
-
-def verify(words: list[str]) -> int:
-    """`toolkit verify DIR`."""
-    arguments = parser("verify", "toolkit verify DIR", "Repeat the proof of what was trained.")
-    arguments.add_argument("directory", metavar="DIR")
-    parsed = arguments.parse_args(words)
-    from toolkit.verification import verify as proofs
-
-    found: list[proofs.Finding] = []
-    for finding in proofs.verify(parsed.directory):
-        if not found or found[-1].directory != finding.directory:
-            print(finding.directory)
-        print(finding.line(), flush=True)
-        found.append(finding)
-    proofs.check_all_passed(found)
-    return 0
-
-
-def merge(words: list[str]) -> int:
-    """`toolkit merge DIR --output OUT [--dtype float32] [--overwrite]`."""
-    usage = (
-        "toolkit merge DIR --output OUT [--dtype auto|bfloat16|float16|float32]\n"
-        "                     [--model_name_or_path BASE] [--max_shard_size 5GB] [--overwrite]"
-    )
-    arguments = parser("merge", usage, "Merge an adapter into its base, as one whole model.")
-    arguments.add_argument("directory")
-    arguments.add_argument("--output", required=True)
-    arguments.add_argument("--dtype", default="auto")
-    arguments.add_argument("--model_name_or_path")
-    arguments.add_argument("--max_shard_size", default="5GB")
-    arguments.add_argument("--overwrite", action="store_true")
-    parsed = vars(arguments.parse_args(words))
-    from toolkit.stages.merge import merge as merge_adapter
-
-    done = merge_adapter(parsed.pop("directory"), **parsed)
-    print(f"merged: {done.output_dir}")
-    return 0
-
-
-def push(words: list[str]) -> int:
-    """`toolkit push DIR REPO [--private --merged --revision R --dry-run --timeout SECONDS]`."""
-    usage = "toolkit push DIR NAMESPACE/NAME [--no-private] [--merged] [--revision R] [--dry-run]"
-    arguments = parser("push", usage, "Push what was trained to the Hub, with its card.")
-    arguments.add_argument("folder", metavar="DIR")
-    arguments.add_argument("repo", metavar="NAMESPACE/NAME")
-    arguments.add_argument("--private", action=argparse.BooleanOptionalAction, default=True)
-    arguments.add_argument("--merged", action="store_true", help="the adapter inside its base")
-    arguments.add_argument("--revision", help="the branch; made where there is none")
-    arguments.add_argument("--dry-run", action="store_true", help="show it, and change nothing")
-    arguments.add_argument("--timeout", type=seconds, dest="seconds", metavar="SECONDS")
-    arguments.add_argument("--share-samples", action="store_true", help="name what is private")
-    parsed = arguments.parse_args(words)
-    from toolkit.artifacts import hub
-
-    with merged_copy(parsed.folder) if parsed.merged else nullcontext(parsed.folder) as folder:
-        done = hub.push(
-            folder, parsed.repo, private=parsed.private, revision=parsed.revision,
-            dry_run=parsed.dry_run, seconds=parsed.seconds, trained=parsed.folder,
-            share_samples=parsed.share_samples,
-            tell=lambda line: print(f"  {line}", file=sys.stderr),
-        )  # fmt: skip
-    for name, size in done.files.items():
-        print(f"{size:>14,}  {name}")
-    for line in done.notes:
-        print(f"  {line}")
-    ended = "pushed" if done.made else "the Hub holds it already, so there is no new commit"
-    print(f"{'a dry run: nothing is pushed' if parsed.dry_run else ended}: {done.url}")
-    return 0
-
-
-@contextmanager
-def merged_copy(folder: str) -> Iterator[Path]:
-    """An adapter inside its base, in a folder that is there as long as the block."""
-    merging = importlib.import_module("toolkit.stages.merge")
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Path(merging.merge(folder, Path(scratch) / "merged").output_dir)
-
-
-def seconds(word: str) -> float:
-    """A length of time that is longer than nothing."""
-    if not word.replace(".", "", 1).isdecimal() or float(word) == 0:
-        raise argparse.ArgumentTypeError(f"expected seconds, found {word!r}")
-    return float(word)
-
-
-def env(words: list[str]) -> int:
-    """`toolkit env`."""
-    parser("env", "toolkit env", "Versions and devices.").parse_args(words)
-    from toolkit import environment
-
-    for name, value in environment.describe():
-        print(f"{name:<16}{value}")
     return 0
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from toolkit.errors import TrainingError
-from toolkit.models import digests, load
+from toolkit.models import digests, precision
 from toolkit.recipe import recipe_from_keywords
 from toolkit.stages import arguments, processes
 from toolkit.stages.device_faults import of_device
@@ -23,7 +23,7 @@ def device(monkeypatch):
             torch.accelerator, "current_accelerator", lambda check_available=False: found
         )
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
-        monkeypatch.setattr(load, "is_torch_bf16_gpu_available", lambda: bf16)
+        monkeypatch.setattr(precision, "is_torch_bf16_gpu_available", lambda: bf16)
 
     return there
 
@@ -68,9 +68,9 @@ def test_what_is_written_stays(device):
 )
 def test_the_base_s_dtype(kind, bf16, declared, found, device, monkeypatch):
     device(kind, bf16)
-    monkeypatch.setattr(load, "declared_dtype", lambda name, **hub: declared)
-    assert load.device_dtype("x", "auto") == found
-    assert load.device_dtype("x", "float16") == "float16"
+    monkeypatch.setattr(precision, "declared_dtype", lambda name, **hub: declared)
+    assert precision.device_dtype("x", "auto") == found
+    assert precision.device_dtype("x", "float16") == "float16"
 
 
 @pytest.mark.parametrize(

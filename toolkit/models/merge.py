@@ -22,8 +22,9 @@ from transformers import (
 
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.models.heads import SCORE
-from toolkit.models.load import declared_dtype, loading, stop_token_ids
+from toolkit.models.load import loading, stop_token_ids
 from toolkit.models.ollama import modelfile
+from toolkit.models.precision import declared_dtype
 from toolkit.models.reward import is_classifier, without_report
 from toolkit.models.saved_files import check_finite, misplaced
 

@@ -29,12 +29,12 @@ from toolkit.models.finite import check_weights
 from toolkit.models.heads import HEAD, head_of
 from toolkit.models.load import (
     adapter_config,
-    device_dtype,
     load_adapter,
     load_base,
     load_tokenizer,
     loading,
 )
+from toolkit.models.precision import device_dtype
 from toolkit.models.proof import Check
 from toolkit.recipe import StageRecipe
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from transformers import TrainingArguments
 
 from toolkit.errors import RecipeError
-from toolkit.models.load import accelerator, computes_bf16
+from toolkit.models.precision import accelerator, computes_bf16
 from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu, own_disks, processes
 from toolkit.stages.terminal import note

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import torch
 
-from toolkit.models.load import accelerator
+from toolkit.models.precision import accelerator
 
 
 class Usage:

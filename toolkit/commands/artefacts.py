@@ -1,0 +1,98 @@
+"""The commands about what was made: prove it again, merge it, push it; and about this machine."""
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from toolkit.commands.words import parser, seconds
+
+
+def verify(words: list[str]) -> int:
+    """`toolkit verify DIR`."""
+    arguments = parser("verify", "toolkit verify DIR", "Repeat the proof of what was trained.")
+    arguments.add_argument("directory", metavar="DIR")
+    parsed = arguments.parse_args(words)
+    from toolkit.verification import verify as proofs
+
+    found: list[proofs.Finding] = []
+    for finding in proofs.verify(parsed.directory):
+        if not found or found[-1].directory != finding.directory:
+            print(finding.directory)
+        print(finding.line(), flush=True)
+        found.append(finding)
+    proofs.check_all_passed(found)
+    return 0
+
+
+def merge(words: list[str]) -> int:
+    """`toolkit merge DIR --output OUT [--dtype float32] [--overwrite]`."""
+    usage = (
+        "toolkit merge DIR --output OUT [--dtype auto|bfloat16|float16|float32]\n"
+        "                     [--model_name_or_path BASE] [--max_shard_size 5GB] [--overwrite]"
+    )
+    arguments = parser("merge", usage, "Merge an adapter into its base, as one whole model.")
+    arguments.add_argument("directory")
+    arguments.add_argument("--output", required=True)
+    arguments.add_argument("--dtype", default="auto")
+    arguments.add_argument("--model_name_or_path")
+    arguments.add_argument("--max_shard_size", default="5GB")
+    arguments.add_argument("--overwrite", action="store_true")
+    parsed = vars(arguments.parse_args(words))
+    from toolkit.stages.merge import merge as merge_adapter
+
+    done = merge_adapter(parsed.pop("directory"), **parsed)
+    print(f"merged: {done.output_dir}")
+    return 0
+
+
+def push(words: list[str]) -> int:
+    """`toolkit push DIR REPO [--private --merged --revision R --dry-run --timeout SECONDS]`."""
+    usage = "toolkit push DIR NAMESPACE/NAME [--no-private] [--merged] [--revision R] [--dry-run]"
+    arguments = parser("push", usage, "Push what was trained to the Hub, with its card.")
+    arguments.add_argument("folder", metavar="DIR")
+    arguments.add_argument("repo", metavar="NAMESPACE/NAME")
+    arguments.add_argument("--private", action=argparse.BooleanOptionalAction, default=True)
+    arguments.add_argument("--merged", action="store_true", help="the adapter inside its base")
+    arguments.add_argument("--revision", help="the branch; made where there is none")
+    arguments.add_argument("--dry-run", action="store_true", help="show it, and change nothing")
+    arguments.add_argument("--timeout", type=seconds, dest="seconds", metavar="SECONDS")
+    arguments.add_argument("--share-samples", action="store_true", help="name what is private")
+    parsed = arguments.parse_args(words)
+    from toolkit.artifacts import hub
+
+    with merged_copy(parsed.folder) if parsed.merged else nullcontext(parsed.folder) as folder:
+        done = hub.push(
+            folder, parsed.repo, private=parsed.private, revision=parsed.revision,
+            dry_run=parsed.dry_run, seconds=parsed.seconds, trained=parsed.folder,
+            share_samples=parsed.share_samples,
+            tell=lambda line: print(f"  {line}", file=sys.stderr),
+        )  # fmt: skip
+    for name, size in done.files.items():
+        print(f"{size:>14,}  {name}")
+    for line in done.notes:
+        print(f"  {line}")
+    ended = "pushed" if done.made else "the Hub holds it already, so there is no new commit"
+    print(f"{'a dry run: nothing is pushed' if parsed.dry_run else ended}: {done.url}")
+    return 0
+
+
+@contextmanager
+def merged_copy(folder: str) -> Iterator[Path]:
+    """An adapter inside its base, in a folder that is there as long as the block."""
+    merging = importlib.import_module("toolkit.stages.merge")
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(merging.merge(folder, Path(scratch) / "merged").output_dir)
+
+
+def env(words: list[str]) -> int:
+    """`toolkit env`."""
+    parser("env", "toolkit env", "Versions and devices.").parse_args(words)
+    from toolkit import environment
+
+    for name, value in environment.describe():
+        print(f"{name:<16}{value}")
+    return 0
