@@ -72,7 +72,10 @@ class Report:
 
 def half_written(folder: Path) -> bool:
     """Whether a checkpoint is being written."""
-    return any((folder / ".saving").glob("checkpoint-*"))
+    try:
+        return any(name.startswith("checkpoint-") for name in os.listdir(folder / ".saving"))
+    except FileNotFoundError:  # it may go while it is looked at
+        return False
 
 
 def pause(fork: Fork) -> int | None:
