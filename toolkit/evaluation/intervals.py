@@ -63,3 +63,32 @@ def mcnemar_exact(a_only: int, b_only: int) -> float:
         term = term * (n - k) // (k + 1)
         tail += term
     return min(1.0, 2 * tail / 2**n)
+
+
+def paired_difference(
+    a_only: int, b_only: int, n: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The interval of a difference between two shares of the same questions.
+
+    Args:
+        a_only: questions that the first answers right and the second does not.
+        b_only: the other way round.
+        n: all questions, at least one.
+        confidence: how often such an interval holds the true difference, in (0, 1).
+
+    Returns:
+        The ends of the second's share less the first's, within [-1, 1].
+
+    Raises:
+        ValueError: if there is no question, or fewer than answered differently.
+
+    Source:
+        Agresti and Min 2005, Statistics in Medicine 24 (5), 729-740: Wald's interval after half a
+        question is added to each of the four cells.
+    """
+    if n < 1 or min(a_only, b_only) < 0 or a_only + b_only > n:
+        raise ValueError(f"expected counts of n >= 1 questions, found {a_only} and {b_only} of {n}")
+    more, differing = b_only - a_only, a_only + b_only + 1
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre, half = more / (n + 2), z * sqrt(differing - more * more / (n + 2)) / (n + 2)
+    return max(-1.0, centre - half), min(1.0, centre + half)
