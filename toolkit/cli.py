@@ -124,6 +124,8 @@ def overview() -> str:
         "                            is every key, type and range right?",
         "  toolkit inspect RECIPE [--rows N] [--json]",
         "                            what exactly is trained: the tokens, coloured",
+        "  toolkit report RUN        what a run did, as one page: report.html, report.md",
+        "  toolkit compare A B …     runs or seeds side by side, with intervals",
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit merge DIR --output OUT",
         "                            an adapter inside its base, as one whole model",
@@ -350,6 +352,33 @@ def seconds(word: str) -> float:
     return float(word)
 
 
+def report(words: list[str]) -> int:
+    """`toolkit report RUN [--output FOLDER]`."""
+    usage = "toolkit report RUN [--output FOLDER]"
+    arguments = parser("report", usage, "What a run did, as one page.")
+    arguments.add_argument("folder", metavar="RUN")
+    arguments.add_argument("--output", metavar="FOLDER", help="instead of the run's own")
+    parsed = arguments.parse_args(words)
+    from toolkit.report.page import write_report
+
+    for path in write_report(parsed.folder, parsed.output):
+        print(f"{path.stat().st_size:>14,}  {path}")
+    return 0
+
+
+def compare(words: list[str]) -> int:
+    """`toolkit compare A B … [--output FILE.html|FILE.md]`."""
+    usage = "toolkit compare RUN RUN … [--output FILE.html|FILE.md]"
+    arguments = parser("compare", usage, "Runs or seeds side by side, with intervals.")
+    arguments.add_argument("folders", metavar="RUN", nargs="+")
+    arguments.add_argument("--output", metavar="FILE", help="a page or Markdown, by its ending")
+    parsed = arguments.parse_args(words)
+    from toolkit.report import compare_page
+
+    compare_page.compare(parsed.folders, parsed.output)
+    return 0
+
+
 def env(words: list[str]) -> int:
     """`toolkit env`."""
     parser("env", "toolkit env", "Versions and devices.").parse_args(words)
@@ -365,6 +394,8 @@ COMMANDS = {
     "check": check,
     "inspect": inspect,
     "init": init,
+    "report": report,
+    "compare": compare,
     "verify": verify,
     "merge": merge,
     "push": push,

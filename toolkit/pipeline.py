@@ -15,6 +15,7 @@ from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError
 from toolkit.recipe import Recipe, StageRecipe, load_recipe, recipe_from_keywords
 from toolkit.recipe.keys import TRAINING
+from toolkit.report import page as report
 from toolkit.stages import pushing, terminal
 from toolkit.stages.failures import one_line
 from toolkit.stages.next_steps import after_run, after_stage
@@ -212,6 +213,7 @@ def run_all(
         meet()
     if recipe.is_pipeline and is_first_process():
         gather_reports(recipe)
+        write_report(recipe.output_dir)
         after_run(recipe)
     for stage in pushed_last(recipe):
         push(stage, earlier[stage.name], unpushed)
@@ -253,6 +255,16 @@ def gather_reports(recipe: Recipe) -> None:
             for part in ("exam", "comparisons")
         }
         manifest.write_json(recipe.output_dir / REPORT, gathered)
+
+
+def write_report(folder: Path) -> None:
+    """Write the run's page; one that cannot be written is told, and fails nothing."""
+    try:
+        page, _ = report.write_report(folder)
+        terminal.note(f"report: {page}")
+    except Exception as error:  # whatever stands in a run's files, the run is done
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        terminal.note(f"no report ({said}); `toolkit report {folder} --debug` shows where")
 
 
 def run_one(

@@ -13,6 +13,7 @@ from toolkit.artifacts.plot_curves import (
     percent,
     plain,
     series,
+    short,
 )
 from toolkit.artifacts.plot_panels import PANELS, Panel
 from toolkit.report.pen import Drawing, Frame
@@ -21,6 +22,13 @@ Entries = Sequence[Mapping[str, Any]]
 MOST_POINTS = 400  # more than a picture of this size can show
 COLOURS = 6  # classes c0, c1 … of the style sheet
 BINS = 32
+OVERLAID = 2  # more outlines over one another are not told apart
+GOLD = "gold/*/mean"
+GUARD = (
+    Panel("Repetition", {"guard/distinct_ngrams": "distinct n-grams"}, share=True),
+    Panel("Compression ratio of the completions", {"guard/compression_ratio": ""}),
+    Panel("Agreement of the reward with gold, or of rewards", {"guard/agreement": ""}),
+)
 AGAINST = (
     ("kl", "Reward against KL", "KL from the reference, nats per token"),
     ("completions/mean_length", "Reward against length", "tokens of a completion"),
@@ -36,11 +44,18 @@ def stage_curves(kind: str, entries: Entries) -> list[Drawing]:
     """
     # the summary at the end repeats the keys, of the few steps since the entry before
     entries = [entry for entry in entries if "train_runtime" not in entry]
+    golds = Panel("Gold check, which is not trained on", {k: w for w, k in gold_of(entries)})
+    guard = (golds, *GUARD) if kind in ("ppo", "grpo") else ()
     return [
         curves(panel, entries)
-        for panel in PANELS.get(kind, ())
+        for panel in (*PANELS.get(kind, ()), *guard)
         if any(known(entries, key) > 1 for key in panel.curves)
     ]
+
+
+def gold_of(entries: Entries) -> list[tuple[str, str]]:
+    """The gold checks of a log, each with its key."""
+    return [(name, key) for key, name in each(entries, GOLD).items()]
 
 
 def curves(panel: Panel, entries: Entries) -> Drawing:
@@ -185,6 +200,8 @@ def spread(title: str, groups: Mapping[str, Sequence[float]], across: str) -> Dr
         low, high = low - 0.5, high + 0.5
     width = (high - low) / BINS
     counted = {name: shares(values, low, width) for name, values in finite.items()}
+    if len(counted) > OVERLAID:
+        return ridges(title, counted, finite, (low, high), across)
     tallest = max(max(of) for of in counted.values())
     frame = Frame((low, high), (0, tallest * 1.05), show_y=percent, across=across)
     legend = []
@@ -198,6 +215,29 @@ def spread(title: str, groups: Mapping[str, Sequence[float]], across: str) -> Dr
         mean = sum(finite[name]) / len(finite[name])
         legend.append((style, f"{name}, mean {plain(round(mean, 3))}"))
     return Drawing(title, frame.svg(title), "share", legend)
+
+
+def ridges(
+    title: str,
+    counted: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[float]],
+    ends: tuple[float, float],
+    across: str,
+) -> Drawing:
+    """Many groups, one below the other, each as high as its own greatest share; a line is its mean."""
+    names = list(counted)
+    frame = Frame(ends, (0, len(names)), across=across, rows=[short(name, 15) for name in names])
+    width = (ends[1] - ends[0]) / BINS
+    for row, name in enumerate(names):
+        floor, highest = len(names) - 1 - row, max(counted[name])
+        corners = [(ends[0], float(floor))]
+        for at, height in enumerate(counted[name]):
+            start, top = ends[0] + at * width, floor + 0.88 * height / highest
+            corners += [(start, top), (start + width, top)]
+        frame.area([*corners, (ends[1], float(floor))], "heap c0")
+        mean = sum(values[name]) / len(values[name])
+        frame.line([mean, mean], [floor, floor + 0.88], "line c1")
+    return Drawing(title, frame.svg(title), "", (("c0", "share of the samples"), ("c1", "mean")))
 
 
 def shares(values: Sequence[float], low: float, width: float) -> list[float]:

@@ -45,7 +45,11 @@ def about(row: Mapping[str, Any]) -> str:
     """How a task was asked."""
     asked = f"{row['n']:,} question{'s' * (row['n'] != 1)}"
     each = f"{row['samples']:,} sample{'s' * (row['samples'] != 1)}"
-    return f"{asked}, {each} of each and a greedy answer" if row["samples"] else f"{asked}, greedy"
+    if not row["samples"]:
+        return f"{asked}, greedy"
+    best = list(row.get("best_of") or ())
+    by = f"; best of n by {best[0]}" if len(best) == 1 else ""
+    return f"{asked}, {each} of each and a greedy answer{by}"
 
 
 def row_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,8 +63,10 @@ def row_of(row: Mapping[str, Any]) -> dict[str, Any]:
         rest.insert(0, ("greedy", f"{points(row['greedy'])} {ends}"))
     if row.get("vote") is not None and row["samples"] > 2:
         rest.append(("vote", points(row["vote"])))
-    for reward, shares in (row.get("best_of") or {}).items():
-        rest += [(f"best of {n} by {reward}", points(value)) for n, value in shares.items()]
+    best = row.get("best_of") or {}
+    for reward, shares in best.items():
+        by = f" by {reward}" if len(best) > 1 else ""
+        rest += [(f"best of {n}{by}", points(value)) for n, value in shares.items()]
     if "worked" in row:
         rest.append(("shows its working", points(row["worked"])))
     rest.append(("tokens", f"{row['tokens']:.0f}"))

@@ -10,8 +10,9 @@ from toolkit.report.run_folder import FINISHED, Run, Stage, failure
 from toolkit.report.words import number, shown
 
 BAD, WARNING, NOTE = "bad", "warning", "note"
-DIAGNOSES = "diagnoses"
-"""The manifest's key for what the doctor said: `name`, `message`, `step` and `value` of each."""
+DIAGNOSES, DIAGNOSIS = "diagnoses", "diagnosis"
+"""What the doctor said: `name`, `message`, `step` and `value` of each in the manifest; in the log,
+which alone is there before a stage is finished, a line with the name as `diagnosis`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def of_the_run(run: Run) -> Iterator[Finding]:
 
 def diagnoses(stage: Stage) -> Iterator[Finding]:
     """What the doctor said of a stage."""
-    for each in stage.manifest.get(DIAGNOSES) or ():
+    in_log = [entry | {"name": entry[DIAGNOSIS]} for entry in stage.entries if DIAGNOSIS in entry]
+    for each in stage.manifest.get(DIAGNOSES) or in_log:
         if isinstance(each, Mapping):
             value = each.get("value")
             known = f", {number(value)}" if isinstance(value, int | float) else ""

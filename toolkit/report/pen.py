@@ -44,6 +44,7 @@ class Frame:
         show_x: how a tick across is written.
         show_y: how one upwards is.
         across: the word below the horizontal axis.
+        rows: names of equal bands from the top, in place of ticks upwards.
     """
 
     def __init__(
@@ -54,29 +55,34 @@ class Frame:
         show_x: Show = plain,
         show_y: Show = plain,
         across: str = "step",
+        rows: Sequence[str] = (),
     ):
         self.xs, self.ys = widened(*xs), widened(*ys)
         self.parts: list[Markup] = []
-        high = ticks(*self.ys, most=4)
-        self.left = max(24.0, max(len(show_y(value)) for value in high) * LETTER + 10)
-        floor, end = HEIGHT - BOTTOM, WIDTH - RIGHT
-        for value in high:
+        self.height = max(HEIGHT, TOP + BOTTOM + 24 * len(rows))
+        labels = [(value, show_y(value)) for value in ticks(*self.ys, most=4)]
+        if rows:
+            labels = [(len(rows) - 0.7 - at, name) for at, name in enumerate(rows)]
+        self.left = max(24.0, max(len(word) for _, word in labels) * LETTER + 10)
+        floor, end = self.height - BOTTOM, WIDTH - RIGHT
+        for value, word in labels:
             at = self.y(value)
-            self.add('<path class="grid" d="M{:.1f} {:.1f}H{}"/>', self.left, at, end)
+            if not rows:
+                self.add('<path class="grid" d="M{:.1f} {:.1f}H{}"/>', self.left, at, end)
             self.add(
-                '<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>',
-                self.left - 6, at + 3.5, show_y(value),
+                '<text x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>',
+                self.left - 6, at + 3.5, word,
             )  # fmt: skip
         for value in ticks(*self.xs, most=5):
             self.add(
-                '<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>',
+                '<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>',
                 min(self.x(value), end - len(show_x(value)) * LETTER / 2 + 8), floor + 15,
                 show_x(value),
             )  # fmt: skip
         self.add('<path class="axis" d="M{:.1f} {}H{}"/>', self.left, floor, end)
         self.add(
-            '<text class="across" x="{:.1f}" y="{}" text-anchor="middle">{}</text>',
-            (self.left + end) / 2, HEIGHT - 5, across,
+            '<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>',
+            (self.left + end) / 2, self.height - 5, across,
         )  # fmt: skip
 
     def x(self, value: float) -> float:
@@ -85,7 +91,8 @@ class Frame:
 
     def y(self, value: float) -> float:
         """Where a value stands upwards."""
-        return HEIGHT - BOTTOM - share(value, self.ys) * (HEIGHT - BOTTOM - TOP)
+        space = self.height - BOTTOM - TOP
+        return self.height - BOTTOM - share(value, self.ys) * space
 
     def add(self, text: str, *values: object) -> None:
         """Put a piece of SVG, its values escaped."""
@@ -122,7 +129,7 @@ class Frame:
         """The whole picture, with what it shows for those who cannot see it."""
         return Markup(
             '<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
-        ).format(WIDTH, HEIGHT, title, Markup("").join(self.parts))
+        ).format(WIDTH, self.height, title, Markup("").join(self.parts))
 
 
 def share(value: float, ends: tuple[float, float]) -> float:

@@ -43,6 +43,7 @@ def section_of(run: Run, stage: Stage) -> dict[str, Any]:
         "spreads": spreads(run, stage),
         "samples": [sample_of(each) for each in manifest.get(SAMPLES) or () if "spans" in each],
         "proof": proof_of(manifest),
+        "guard": guard_of(manifest),
         "settings": [word.strip("` ") for word in changed({"recipe": stage.recipe, **manifest})],
     }
 
@@ -146,6 +147,25 @@ def sample_of(sample: Mapping[str, Any]) -> dict[str, Any]:
         "trained": sample.get("trained"),
         "spans": [(shown(text, 2000), bool(is_trained)) for text, is_trained in sample["spans"]],
     }
+
+
+def guard_of(manifest: Mapping[str, Any]) -> str:
+    """What the guard against a gamed reward followed, and what became of it; "" without one."""
+    found = manifest.get("guard")
+    if not isinstance(found, Mapping) or not found.get("rollouts"):
+        return ""
+    golds = ", ".join(map(str, found.get("gold_funcs") or ())) or "no gold check"
+    said = f"Guard ({found.get('guard')}, {golds}): {found['rollouts']:,} rollouts followed"
+    first, last = found.get("first") or {}, found.get("last") or {}
+    for key in ("reward", "gold"):
+        if first.get(key) is not None and last.get(key) is not None:
+            said += f"; {key} {number(first[key])} → {number(last[key])}"
+    if found.get("took"):
+        said += (
+            f"; stopped at step {found.get('stopped_at')}, the result is {found['took']}, the best by "
+            f"gold ({number(found.get('gold'))})"
+        )
+    return said + "."
 
 
 def proof_of(manifest: Mapping[str, Any]) -> str:
