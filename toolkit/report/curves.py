@@ -60,7 +60,9 @@ def gold_of(entries: Entries) -> list[tuple[str, str]]:
 
 def curves(panel: Panel, entries: Entries) -> Drawing:
     """One panel: its curves, its band, many values with their moving mean."""
-    lines = [(word, *series(entries, key)) for key, word in panel.curves.items() if known(entries, key)]
+    lines = [
+        (word, *series(entries, key)) for key, word in panel.curves.items() if known(entries, key)
+    ]
     several = each(entries, panel.each)
     lines += [(word, *series(entries, key)) for key, word in several.items() if len(several) > 1]
     lines = [(word, steps, floored(values, panel)) for word, steps, values in lines]

@@ -82,7 +82,7 @@ def comparison(found: Mapping[str, Any]) -> dict[str, Any]:
     gained, lost, n = int(found["b_only"]), int(found["a_only"]), int(found["n"])
     low, high = paired_difference(lost, gained, n)
     verdict = UNCLEAR
-    if found["p"] < SIGNIFICANT:
+    if found["p"] < SIGNIFICANT and gained != lost:
         verdict = BETTER if gained > lost else WORSE
     return {
         "task": found["task"], "a": found["a"], "b": found["b"], "gained": gained, "lost": lost,

@@ -44,7 +44,7 @@ def findings_of(run: Run, exams: Sequence[Mapping[str, Any]]) -> list[Finding]:
         )
         found.append(Finding(WARNING, str(each["b"]), "worse", message))
     found += [
-        Finding(NOTE, "", "unreadable", f"{count:,} lines of {place} are no JSON: left out here")
+        Finding(NOTE, "", "unreadable", f"lines of {place} that are no JSON, left out: {count:,}")
         for place, count in run.unreadable.items()
     ]
     order = (BAD, WARNING, NOTE)

@@ -103,7 +103,10 @@ def stages_part(view: Mapping[str, Any]) -> Iterator[str]:
         [
             {"stage": code(each["name"]), "method": each["method"], "state": each["state"]}
             | each["cost"]
-            | {"ended with": ", ".join(f"{word} {value}" for word, value in each["measured"]) or NONE}
+            | {
+                "ended with": ", ".join(f"{word} {value}" for word, value in each["measured"])
+                or NONE
+            }
             for each in view["sections"]
         ]
     )

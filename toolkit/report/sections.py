@@ -115,7 +115,9 @@ def account(manifest: Mapping[str, Any]) -> list[str]:
                 lines += said if split == "train" else [f"held out: {line}" for line in said]
     prompts = manifest.get("prompts") or {}
     if prompts.get("number"):
-        lines.append(f"{prompts['number']:,} prompts; the longest has {prompts['longest']:,} tokens")
+        lines.append(
+            f"{prompts['number']:,} prompts; the longest has {prompts['longest']:,} tokens"
+        )
     return lines + ranked_lines(manifest)
 
 
