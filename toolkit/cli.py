@@ -354,29 +354,16 @@ def seconds(word: str) -> float:
 
 def report(words: list[str]) -> int:
     """`toolkit report RUN [--output FOLDER]`."""
-    usage = "toolkit report RUN [--output FOLDER]"
-    arguments = parser("report", usage, "What a run did, as one page.")
-    arguments.add_argument("folder", metavar="RUN")
-    arguments.add_argument("--output", metavar="FOLDER", help="instead of the run's own")
-    parsed = arguments.parse_args(words)
-    from toolkit.report.page import write_report
+    from toolkit.report import commands
 
-    for path in write_report(parsed.folder, parsed.output):
-        print(f"{path.stat().st_size:>14,}  {path}")
-    return 0
+    return commands.report(parser("report", commands.REPORT, "What a run did, as a page."), words)
 
 
 def compare(words: list[str]) -> int:
     """`toolkit compare A B … [--output FILE.html|FILE.md]`."""
-    usage = "toolkit compare RUN RUN … [--output FILE.html|FILE.md]"
-    arguments = parser("compare", usage, "Runs or seeds side by side, with intervals.")
-    arguments.add_argument("folders", metavar="RUN", nargs="+")
-    arguments.add_argument("--output", metavar="FILE", help="a page or Markdown, by its ending")
-    parsed = arguments.parse_args(words)
-    from toolkit.report import compare_page
+    from toolkit.report import commands
 
-    compare_page.compare(parsed.folders, parsed.output)
-    return 0
+    return commands.compare(parser("compare", commands.COMPARE, "Runs side by side."), words)
 
 
 def env(words: list[str]) -> int:

@@ -2,14 +2,15 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests import runs
 
+from tests import runs
 from toolkit import pipeline
 from toolkit.artifacts.manifest import outputs_of
 from toolkit.cli import main
@@ -189,7 +190,12 @@ def test_a_model_that_lost_is_named(tmp_path: Path):
 
 def test_a_run_that_was_killed_is_not_running(run: Path):
     (run / "exam" / "stage.json").unlink()
-    status = {"status": "running", "stage": "exam", "host": os.uname().nodename, "pid": os.getpid()}
+    status = {
+        "status": "running",
+        "stage": "exam",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
     runs.dump(run / "status.json", status)
     assert read_run(run).state == "running"
     runs.change(run / "status.json", pid=2**22 + 1)  # more than Linux gives out

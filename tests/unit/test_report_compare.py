@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests import runs
 
+from tests import runs
 from toolkit.cli import main
 from toolkit.evaluation.intervals import paired_difference, student_interval
 from toolkit.report.compare import compared

@@ -46,7 +46,7 @@ def side_by_side(
             example(kind, answers, [name for name in names if name in answers])
             for kind, answers in picked(asked, models, started)
         ]
-        counts = {kind: 0 for kind in SHOWN}
+        counts = dict.fromkeys(SHOWN, 0)
         for answers in asked.values():
             counts[kind_of(answers, models, started)] += 1
         if rows:

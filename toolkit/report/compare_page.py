@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from toolkit import __version__
 from toolkit.artifacts.manifest import write_text
 from toolkit.artifacts.markdown import code, table
-from toolkit.errors import UsageError
 from toolkit.report.compare import compared
 from toolkit.report.markdown_page import comparison_row
 from toolkit.report.page import rendered
@@ -24,29 +23,22 @@ LEGEND = (
 COLOURS = {"better": "green", "worse": "red"}
 
 
-def compare(folders: Sequence[str | Path], output: str | Path | None = None) -> None:
-    """Print runs side by side, and write them to a file if one is named.
+def compare_runs(folders: Sequence[str | Path], path: Path | None = None) -> RenderableType:
+    """Runs side by side for a terminal, and in a file.
 
     Args:
         folders: of the runs.
-        output: a file that ends in .html or .md.
+        path: a file that ends in .html or .md; None for none.
 
     Raises:
-        UsageError: if there are fewer than two runs, a folder holds none, or the file ends otherwise.
+        UsageError: if a folder holds no run.
     """
-    if len(folders) < 2:
-        raise UsageError(f"compare: expected two runs or more, found {len(folders)}")
-    path = Path(output).expanduser() if output else None
-    if path is not None and path.suffix not in (".html", ".md"):
-        raise UsageError(f"--output {path}: expected a file that ends in .html or .md")
     found = compared(folders)
-    Console(highlight=False).print(screen(found))
     if path is not None:
         view = {"found": found, "version": __version__, "legend": LEGEND}
         is_page = path.suffix == ".html"
         write_text(path, rendered("compare.html", view) if is_page else markdown(found))
-        print_path = f"{path.stat().st_size:,} bytes: {path}"
-        Console(highlight=False).print(print_path, markup=False, soft_wrap=True)
+    return screen(found)
 
 
 def screen(found: Mapping[str, Any]) -> RenderableType:

@@ -91,7 +91,12 @@ def curves(panel: Panel, entries: Entries) -> Drawing:
 
 
 def draw(
-    frame: Frame, panel: Panel, colour: int, word: str, steps: list[int], values: list[float]
+    frame: Frame,
+    panel: Panel,
+    colour: int,
+    word: str,
+    steps: Sequence[float],
+    values: Sequence[float],
 ) -> tuple[str, str]:
     """One curve; returns its class and its word."""
     number = sum(math.isfinite(value) for value in values)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from toolkit.artifacts.lineage import RECIPE, run_recipe
 from toolkit.artifacts.manifest import FAILURE, MANIFEST, STARTED, STATUS, read_json
-from toolkit.artifacts.running import is_process
 from toolkit.errors import UsageError
 
 LOG, REPORT = "log.jsonl", "report.json"
@@ -139,7 +140,11 @@ def read_stage(run: Run, folder: Path, keys: Mapping[str, Any], name: str, kind:
 
 def is_gone(status: Mapping[str, Any]) -> bool:
     """Whether the process that a status speaks of is known to have ended; of another host, not."""
-    return status.get("host") == socket.gethostname() and not is_process(status.get("pid"))
+    return (
+        status.get("host") == socket.gethostname()
+        and isinstance(status.get("pid"), int)
+        and not psutil.pid_exists(status["pid"])
+    )
 
 
 def state_of_run(run: Run) -> str:
