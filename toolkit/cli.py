@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from toolkit import __version__, launching
-from toolkit.commands.artefacts import env, merge, push, verify
+from toolkit.commands.artefacts import compare, env, merge, push, report, verify
 from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
 from toolkit.commands.words import count, parser
 from toolkit.errors import ToolkitError, TrainingError, UsageError
@@ -234,6 +234,8 @@ COMMANDS = {
     "check": check,
     "inspect": inspect,
     "init": init,
+    "report": report,
+    "compare": compare,
     "verify": verify,
     "merge": merge,
     "push": push,

@@ -16,6 +16,7 @@ from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError
 from toolkit.models import kept
 from toolkit.recipe import Recipe, StageRecipe, load_recipe
+from toolkit.report import page as report
 from toolkit.stages import own_launch, pushing, terminal
 from toolkit.stages.failures import one_line
 from toolkit.stages.machines import look_at_disks, send
@@ -141,6 +142,7 @@ def run_all(
                 raise own_launch.one_stage_only(stage, why)
     if recipe.is_pipeline and is_first_process() and len(earlier) == len(recipe.stages):
         gather_reports(recipe)
+        write_report(recipe.output_dir)
         after_run(recipe)
     for stage in pushed_last(recipe):
         if stage.name in earlier:
@@ -190,6 +192,16 @@ def gather_reports(recipe: Recipe) -> None:
             for part in ("exam", "comparisons")
         }
         manifest.write_json(recipe.output_dir / REPORT, gathered)
+
+
+def write_report(folder: Path) -> None:
+    """Write the run's page; one that cannot be written is told, and fails nothing."""
+    try:
+        page, _ = report.write_report(folder)
+        terminal.note(f"report: {page}")
+    except Exception as error:  # whatever stands in a run's files, the run is done
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        terminal.note(f"no report ({said}); `toolkit report {folder} --debug` shows where")
 
 
 def run_one(

@@ -109,6 +109,14 @@ def test_json_has_ids_labels_text_and_spans(words: PreTrainedTokenizerFast):
     assert len(outside) == sum(span["end"] - span["start"] for span in found["spans"])
 
 
+def test_the_beginning_of_a_sequence_for_the_manifest(words: PreTrainedTokenizerFast):
+    found = inspect.marked(sequence(words), words, most=22)
+    assert (found["source"], found["row"], found["tokens"], found["trained"]) == ("rows", 1, 25, 3)
+    before, after = found["spans"]
+    assert before == ("<|im_start|>user\nqq<|im_end|>\n<|im_start|>assistant\n", False)
+    assert after == ("a", True)  # of three trained tokens, the first
+
+
 def test_spans_of_a_tokenizer_that_hides_the_first_space(stories: Path):
     tokenizer = AutoTokenizer.from_pretrained(stories)
     rows = standard({"prompt": "Once upon", "completion": " a time"})

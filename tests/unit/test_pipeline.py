@@ -129,6 +129,9 @@ stages:
     config = json.loads((tmp_path / "run" / "second" / "adapter_config.json").read_text())
     assert config["r"] == 4
     assert result.stages["second"].manifest["inputs"]["from first"].startswith("sha256:")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "second" in page
+    assert "<mark>" in page  # the trained tokens of a row
     again = toolkit.run(recipe, max_steps=2)
     assert again.metrics == result.metrics
 

@@ -88,6 +88,7 @@ def digest_of_files(root: Path, files: Iterable[Path]) -> str:
 def outputs_of(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file at the top of a stage's folder, except records of the run."""
     skipped = {MANIFEST, STARTED, RUNNING, PROOF, STATUS, FAILURE, "log.jsonl", "recipe.yaml"}
+    skipped |= {"report.html", "report.md"}  # of a run of one stage; drawn again at any time
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in sorted(directory.iterdir())
@@ -112,10 +113,15 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    text = json.dumps(value, indent=2, default=str, ensure_ascii=False)
+    write_text(path, f"{text}\n", errors="strict")
+
+
+def write_text(path: Path, text: str, errors: str = "replace") -> None:
+    """Write a text so that a reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, default=str, ensure_ascii=False)
-        file.write("\n")
+    with temporary.open("w", encoding="utf-8", errors=errors) as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -1,4 +1,6 @@
-"""The commands about what was made: prove it again, merge it, push it; and about this machine."""
+"""The commands about what was made: look at it, prove it again, merge it, push it; and about
+this machine.
+"""
 
 import argparse
 import importlib
@@ -86,6 +88,20 @@ def merged_copy(folder: str) -> Iterator[Path]:
     merging = importlib.import_module("toolkit.stages.merge")
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(merging.merge(folder, Path(scratch) / "merged").output_dir)
+
+
+def report(words: list[str]) -> int:
+    """`toolkit report RUN [--output FOLDER]`."""
+    from toolkit.report import commands
+
+    return commands.report(parser("report", commands.REPORT, "What a run did, as a page."), words)
+
+
+def compare(words: list[str]) -> int:
+    """`toolkit compare A B … [--output FILE.html|FILE.md]`."""
+    from toolkit.report import commands
+
+    return commands.compare(parser("compare", commands.COMPARE, "Runs side by side."), words)
 
 
 def env(words: list[str]) -> int:

@@ -24,6 +24,8 @@ def overview() -> str:
         "                            is every key, type and range right?",
         "  toolkit inspect RECIPE [--rows N] [--json]",
         "                            what exactly is trained: the tokens, coloured",
+        "  toolkit report RUN        what a run did, as one page: report.html, report.md",
+        "  toolkit compare A B …     runs or seeds side by side, with intervals",
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit merge DIR --output OUT",
         "                            an adapter inside its base, as one whole model",

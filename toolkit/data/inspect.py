@@ -80,6 +80,33 @@ def to_json(sequence: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     }
 
 
+def marked(
+    sequence: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, most: int
+) -> dict[str, Any]:
+    """The beginning of a sequence in runs of trained and of other tokens, for the manifest.
+
+    Args:
+        sequence: `input_ids`, `labels`, and `source` and `row` where known.
+        tokenizer: the one that made it.
+        most: how many tokens are kept.
+
+    Returns:
+        `source`, `row`, `tokens` and `trained` of the whole, and `spans`: each run's text, and
+        whether it is trained.
+    """
+    ids, labels = list(sequence["input_ids"]), list(sequence["labels"])
+    return {
+        "source": sequence.get("source"),
+        "row": sequence.get("row"),
+        "tokens": len(ids),
+        "trained": sum(label != IGNORED for label in labels),
+        "spans": [
+            (_decode(tokenizer, ids, start, end), is_trained)
+            for start, end, is_trained in _runs(labels[:most])
+        ],
+    }
+
+
 def statistics(splits: Mapping[str, Sequences]) -> Table:
     """A table of every data set: rows, sequences, share trained, rows split, cut and lost.
 

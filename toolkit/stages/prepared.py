@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.data.bad_rows import BadRows
 from toolkit.data.chat import describe_template
+from toolkit.data.inspect import marked
 from toolkit.data.once import together
 from toolkit.data.sequence_report import check_stops, readable
 from toolkit.data.sequences import Sequences, tokenize
@@ -23,6 +24,7 @@ from toolkit.recipe import StageRecipe
 from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
 
+SHOWN_ROWS, SHOWN_TOKENS = 2, 400  # in the report: enough to see what carries loss
 PROVED_ROWS = 4  # one batch of them costs nothing, and shows a template that changed
 RowsAgain = Callable[[Any], tuple[list[list[int]], list[list[int]]]]
 Examples = Dataset | Sequence[Mapping[str, Any]]
@@ -70,7 +72,14 @@ class Prepared:
             "data": self.rows.provenance,
             "bad_rows": self.rows.bad.record(),
             "sequences": {split: asdict(found.report) for split, found in self.sequences.items()},
+            "samples": self.samples(),
         }
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The first sequences with what is trained of them, for the report; no push takes them."""
+        rows = self.sequences["train"].dataset
+        few = range(min(SHOWN_ROWS, len(rows)))
+        return [marked(rows[at], self.tokenizer, SHOWN_TOKENS) for at in few]
 
     def rows_again(self, recipe: StageRecipe) -> RowsAgain:
         """Gives the first sequences as they were trained, and as a tokenizer makes them."""
