@@ -1,6 +1,4 @@
-"""The commands about what was made: look at it, prove it again, merge it, push it; and about
-this machine.
-"""
+"""The commands about what was made, and about this machine."""
 
 import argparse
 import importlib
