@@ -105,8 +105,9 @@ time.sleep(0.3)
 sys.exit(10 + len(seen))
 """
 PARENT = f"""
-import sys
+import signal, sys
 from toolkit import launching
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.exit(launching.wait_for([sys.executable, "-c", {CHILD!r}], dict(__import__("os").environ)))
 """
 
