@@ -21,12 +21,15 @@ from toolkit.models.value import VALUE
 from toolkit.recipe import StageRecipe
 from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.checkpoints import AtTheEndOfAnEpoch
+from toolkit.stages.diagnoses import Diagnoses
 from toolkit.stages.disk import warn_if_scarce
+from toolkit.stages.doctor import Doctor
 from toolkit.stages.guards import guarded
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.proved import Saved
 from toolkit.stages.resuming import clean, found
+from toolkit.stages.reward_guard import NONE, RewardGuard
 from toolkit.stages.terminal import ProgressLine, note
 from toolkit.stages.trackers import keep_private
 from toolkit.stages.warmup import WarmupFits
@@ -35,8 +38,13 @@ PROBE_SEQUENCES = 4  # enough to notice a lost or changed tensor, few enough to 
 PROBE_TOKENS = 64
 
 
-def train(trainer: Trainer, recipe: StageRecipe) -> None:
+def train(trainer: Trainer, recipe: StageRecipe, *, format: str = "") -> None:
     """Train, from the newest whole checkpoint if the stage was interrupted.
+
+    Args:
+        trainer: of a stage.
+        recipe: the stage's keys.
+        format: of the rows that are trained: "messages", "prompt_completion" or "text".
 
     Raises:
         TrainingError: if the device has not enough memory, no checkpoint that is there can be
@@ -47,7 +55,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
-    trainer.add_callback(WarmupFits(recipe))
+    watch(trainer, recipe, directory / "log.jsonl", format)
     note_start(trainer)
     keep_private(trainer, recipe)
     pusher = pusher_of(trainer, recipe)
@@ -88,6 +96,17 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
             pusher.finish()
     if checkpoint:
         count_all(trainer, state_of(checkpoint).global_step)
+
+
+def watch(trainer: Any, recipe: StageRecipe, log_path: Path, format: str) -> None:
+    """Have the doctor look at what is logged, and the guard at what is sampled."""
+    trainer.add_callback(WarmupFits(recipe))
+    trainer.diagnoses = Diagnoses(log_path)
+    trainer.add_callback(Doctor(trainer, recipe, trainer.diagnoses, format=format))
+    trainer.reward_guard = None
+    if hasattr(trainer, "gold_funcs") and recipe["guard"] != NONE:
+        trainer.reward_guard = RewardGuard(trainer, recipe, trainer.diagnoses)
+        trainer.add_callback(trainer.reward_guard)
 
 
 def note_start(trainer: Any) -> None:
@@ -185,6 +204,7 @@ def save(
     adapters.as_float32(model)
     expected = proof.expect(model, probe, check) if probe else proof.Expected([], [])
     saved = Saved(directory, metrics, expected, trainer.args.device, check, rows_again=rows_again)
+    saved.watched = watched_of(trainer)
     saved.shards = model if is_sharded(trainer) and probe else None
     if trainer.is_world_process_zero():
         # it holds the Hub token in clear, and nothing reads it
@@ -201,6 +221,13 @@ def save(
         }
         proof_file.write_proof(directory, remembered | expected.as_dict())
     return saved
+
+
+def watched_of(trainer: Any) -> dict[str, Any]:
+    """What doctor and guard found, for the manifest."""
+    guard = trainer.reward_guard
+    diagnoses = {"diagnoses": trainer.diagnoses.for_manifest()}
+    return diagnoses | ({"guard": guard.for_manifest()} if guard is not None else {})
 
 
 def what_went_wrong(trainer: Any, model: Any, expected: proof.Expected) -> str | None:

@@ -16,6 +16,7 @@ from trl.trainer.utils import RepeatSampler
 from toolkit.artifacts.checkpoint import SEAL
 from toolkit.artifacts.manifest import read_json
 from toolkit.errors import TrainingError
+from toolkit.stages import rollout_signals
 from toolkit.stages.processes import process_index, processes
 from toolkit.stages.prompt_order import PromptOrder
 
@@ -23,7 +24,8 @@ ROLLOUT = "rollout_{}.pt"
 
 
 def save(trainer: Any, checkpoint: Path) -> None:
-    """Keep the rollout that is being learnt from, unless the next step samples another."""
+    """Keep what was measured, and the rollout learnt from, unless the next step samples another."""
+    rollout_signals.save(trainer, checkpoint)
     if not hasattr(trainer, "_buffered_inputs"):
         return
     every = trainer.args.steps_per_generation * trainer.num_iterations
@@ -39,6 +41,7 @@ def load(trainer: Any, checkpoint: Path) -> None:
     Raises:
         TrainingError: if another number of processes wrote it, each its part.
     """
+    rollout_signals.load(trainer, checkpoint)
     wrote = (read_json(checkpoint / SEAL) or {}).get("processes", 1)
     if not any(checkpoint.glob(ROLLOUT.format("*"))):
         return
