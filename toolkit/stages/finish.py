@@ -31,6 +31,7 @@ from toolkit.stages.proved import Saved
 from toolkit.stages.resuming import clean, found
 from toolkit.stages.reward_guard import NONE, RewardGuard
 from toolkit.stages.terminal import ProgressLine, note
+from toolkit.stages.tracked import tracked
 from toolkit.stages.trackers import keep_private
 from toolkit.stages.warmup import WarmupFits
 
@@ -73,7 +74,7 @@ def train(trainer: Trainer, recipe: StageRecipe, *, format: str = "") -> None:
         note(f"resuming from {checkpoint}")
     warn_if_scarce(trainer)
     try:
-        with guarded(trainer):
+        with guarded(trainer), tracked(trainer, recipe, checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise TrainingError(

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 WINDOW = 5  # rollouts that a mean is taken over
-ERRORS = (
-    4.0  # standard errors that gold must have fallen by; the rate of false alarms: docs/guard.md
-)
+ERRORS = 5.0  # standard errors that gold must have fallen by; false alarms: docs/guard.md
 NEAREST = 3  # rollouts that a checkpoint's gold is the mean of
 LENGTHS = 3.0  # times as long, or as short, as at the start
 HALVED, DOUBLED = 0.5, 2.0  # of distinct n-grams, and of the compression ratio
