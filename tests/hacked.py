@@ -23,8 +23,8 @@ def keys(base: Path, output_dir: Path, **more: Any) -> dict[str, Any]:
     """Keys of a GRPO stage against the proxy, that ends in the hole."""
     return {
         "model_name_or_path": str(base), "output_dir": str(output_dir), "train_dataset": PROMPTS,
-        "reward_funcs": [odd], "gold_funcs": [odd_and_new], "lora_r": 8, "lora_alpha": 32,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "max_steps": 32,
+        "reward_funcs": [odd], "gold_funcs": [odd_and_new], "lora_r": 8,
+        "learning_rate": 2e-2, "lr_scheduler_type": "constant", "max_steps": 32,
         "num_generations": 16, "per_device_train_batch_size": 32, "max_completion_length": 12,
         "logging_steps": 1, "save_steps": 4, "seed": 0, "report_to": "none",
         "gradient_checkpointing": False,
