@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -93,8 +94,8 @@ def test_a_deprecation_of_upstream_s_own_is_silenced_and_no_other():
 
 
 def test_the_line_has_tokens_per_second_memory_and_time(tmp_path, monkeypatch):
-    clock = iter([10.0, 12.0])
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    clock = SimpleNamespace(monotonic=iter([10.0, 12.0]).__next__)
+    monkeypatch.setattr(terminal, "time", clock)
     monkeypatch.setattr(terminal, "peak_memory", lambda: 3 * 2**29)
     line = terminal.ProgressLine(tmp_path / "log.jsonl")
     assert line.speed() == "1.5 GiB"

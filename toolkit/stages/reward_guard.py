@@ -161,7 +161,7 @@ class RewardGuard(TrainerCallback):
         Raises:
             RecipeError: naming how often one is written.
         """
-        every = args.save_steps if args.save_strategy == "steps" else 1
+        every = state.save_steps if args.save_strategy == "steps" else 1
         if self.mode == STOP and every >= state.max_steps:
             raise RecipeError(
                 f"{self.steps_key}: guard: stop keeps the best checkpoint, and with save_steps "
