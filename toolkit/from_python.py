@@ -16,7 +16,7 @@ from toolkit.stages.trackers import keep_private
 OBJECTS = ("model", "processing_class", "train_dataset", "eval_dataset", "callbacks")
 """What Python may give to a stage in place of a name, and below what it alone can give."""
 OF_TRAINING = ("trainer_class",)
-OF_ROLLOUTS = ("reward_funcs", "tools", "environment_factory", "rollout_func")
+OF_ROLLOUTS = ("reward_funcs", "gold_funcs", "tools", "environment_factory", "rollout_func")
 
 
 def pretrain(*, overwrite: bool = False, **keys: Any) -> StageResult:
@@ -91,8 +91,9 @@ def given_to(stage: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], Recip
         for key in names
         if keys.get(key) is not None and not is_written_out(key, keys[key])
     }
-    if callable(objects.get("reward_funcs")):
-        objects["reward_funcs"] = [objects["reward_funcs"]]
+    for key in ("reward_funcs", "gold_funcs"):
+        if callable(objects.get(key)):
+            objects[key] = [objects[key]]
     if not isinstance(objects.get("callbacks", []), list | tuple):
         found = type(objects["callbacks"]).__name__
         raise RecipeError(f"callbacks: expected a list, found {found}; write callbacks=[…]")
@@ -101,9 +102,9 @@ def given_to(stage: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], Recip
 
 def is_written_out(key: str, value: Any) -> bool:
     """Whether Python gave in words what a recipe could say too, for the keys that allow both."""
-    if key == "reward_funcs" and isinstance(value, list | tuple):
+    if key in ("reward_funcs", "gold_funcs") and isinstance(value, list | tuple):
         return all(isinstance(entry, str | Mapping) for entry in value)
-    return key in ("trainer_class", "reward_funcs") and isinstance(value, str)
+    return key in ("trainer_class", "reward_funcs", "gold_funcs") and isinstance(value, str)
 
 
 def build(stage: str, **keys: Any) -> Any:

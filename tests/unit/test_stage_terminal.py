@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -90,3 +91,19 @@ def test_a_deprecation_of_upstream_s_own_is_silenced_and_no_other():
         )
         warnings.warn("`another` is deprecated", FutureWarning, stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["`another` is deprecated"]
+
+
+def test_the_line_has_tokens_per_second_memory_and_time(tmp_path, monkeypatch):
+    clock = SimpleNamespace(monotonic=iter([10.0, 12.0]).__next__)
+    monkeypatch.setattr(terminal, "time", clock)
+    monkeypatch.setattr(terminal, "peak_memory", lambda: 3 * 2**29)
+    line = terminal.ProgressLine(tmp_path / "log.jsonl")
+    assert line.speed() == "1.5 GiB"
+    line.count(1000.0)
+    line.count(5000.0)
+    assert line.speed() == "2,000 tokens/s  1.5 GiB"
+
+
+def test_a_time_is_said_as_a_person_does():
+    said = [terminal.duration(seconds) for seconds in (0.4, 99, 150, 5940, 7800)]
+    assert said == ["0 s", "99 s", "2 min", "99 min", "2 h 10 min"]

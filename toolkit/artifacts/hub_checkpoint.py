@@ -32,6 +32,7 @@ RESUMABLE = (STATE, "optimizer.pt", "scheduler.pt")
 ALLOWED = (
     *WEIGHTS, *RESUMABLE, "model.safetensors.index.json", "adapter_config.json", "config.json",
     "scaler.pt", "rng_state.pth", "rng_state_*.pth", "rollout_*.pt", "reference.safetensors",
+    "guard.json",
 )  # fmt: skip
 """What is pushed and pulled of a checkpoint, besides the inputs of its stage."""
 

@@ -66,7 +66,7 @@ def names_of(recipe: Mapping[str, Any]) -> Iterator[Name]:
     """What one stage's recipe names, stages of the same run included."""
     yield from (("model", recipe.get(key)) for key in MODELS)
     yield from (("model", name) for name in recipe.get("of") or ())
-    for reward in recipe.get("reward_funcs") or ():
+    for reward in (*(recipe.get("reward_funcs") or ()), *(recipe.get("gold_funcs") or ())):
         name = str(reward.get("name") if isinstance(reward, Mapping) else reward)
         if name.startswith(ADAPTER):
             yield "model", name.removeprefix(ADAPTER)

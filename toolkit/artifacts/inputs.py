@@ -117,7 +117,9 @@ def _parents(stage: StageRecipe, earlier: Mapping[str, Path]) -> list[str]:
 
 def _rewards(stage: StageRecipe) -> list[str]:
     """The names of the rewards, without their parameters."""
-    entries = stage.written.get("reward_funcs") or ()
+    entries = [
+        entry for key in ("reward_funcs", "gold_funcs") for entry in stage.written.get(key) or ()
+    ]
     return [entry if isinstance(entry, str) else str(entry.get("name")) for entry in entries]
 
 

@@ -48,6 +48,7 @@ def check_combinations(
             f"{where('')}: stage {stage!r} needs reward_funcs, such as [answer], "
             f"[{ADAPTER}NAME] or [my_rewards.py:helpful]"
         )
+    _check_guard(stage, written, where, given)
     _check_model(stage, written, where)
     if written.get("fp16") and written.get("bf16"):
         raise RecipeError(f"{where('fp16')}: fp16 and bf16 are both true; write one of the two")
@@ -59,6 +60,28 @@ def check_combinations(
         )
     if written.get("packing") and written.get("max_length", 1) is None:
         raise RecipeError(f"{where('max_length')}: packing needs a max_length, found null")
+
+
+def _check_guard(
+    stage: str, written: Mapping[str, Any], where: Where, given: Collection[str]
+) -> None:
+    if stage not in ("grpo", "ppo") or written.get("guard") != "stop":
+        return
+    if "gold_funcs" not in given and not written.get("gold_funcs"):
+        raise RecipeError(
+            f"{where('guard')}: guard: stop keeps the best checkpoint by gold, and there is no gold "
+            f"check; write gold_funcs: [answer], [{ADAPTER}NAME] or [my_rewards.py:right]"
+        )
+    if written.get("save_strategy") == "no":
+        raise RecipeError(
+            f"{where('guard')}: guard: stop keeps the best checkpoint, and save_strategy: no writes "
+            "none; write save_steps"
+        )
+    if written.get("load_best_model_at_end"):
+        raise RecipeError(
+            f"{where('guard')}: guard: stop and load_best_model_at_end each take another checkpoint; "
+            "leave one of the two out"
+        )
 
 
 def _check_data(
@@ -126,7 +149,9 @@ def check_references(
     """
     references = [("start_from", written.get("start_from"))]
     references += [("of", name) for name in written.get("of") or () if name != "base"]
-    rewards = [("reward_funcs", name) for name in written.get("reward_funcs") or ()]
+    rewards = [
+        (key, name) for key in ("reward_funcs", "gold_funcs") for name in written.get(key) or ()
+    ]
     references += [
         (key, name.removeprefix(ADAPTER))
         for key, name in [*rewards, ("value_start_from", written.get("value_start_from"))]

@@ -160,6 +160,23 @@ REWARD_KEYS = (
         "fail before training stops.",
     ),
 )
+GUARD_KEYS = (
+    _own(
+        "gold_funcs",
+        "list[str | dict[str, Any]] | None",
+        None,
+        "What the guard scores completions with and training never sees; named like reward_funcs.",
+    ),
+    Key(
+        "guard",
+        "str",
+        "warn",
+        "Where gold falls while the reward rises: warn, or stop and keep the checkpoint with the most "
+        "gold; none measures nothing.",
+        ("warn", "stop", "none"),
+        OURS,
+    ),
+)
 PPO_KEYS = (
     _own("vf_coef", "float", 0.1, "Weight of the value loss."),
     _own("gamma", "float", 1.0, "Discount per token."),
@@ -230,7 +247,7 @@ def _own_keys(stage: str) -> tuple[Key, ...]:
         return (*RANK_KEYS, *REWARD_KEYS)
     if stage == "pretrain":
         return (*TRAINING_KEYS, *PRETRAIN_KEYS)
-    rewarded = REWARD_KEYS if stage in ("grpo", "ppo") else ()
+    rewarded = (*REWARD_KEYS, *GUARD_KEYS) if stage in ("grpo", "ppo") else ()
     return (*ADAPTER_KEYS, *TRAINING_KEYS, *rewarded, *(PPO_KEYS if stage == "ppo" else ()))
 
 

@@ -11,6 +11,7 @@ from toolkit.recipe.ranges import shown
 # Keys whose texts, or those inside them, may be a place on this disk.
 PLACES = {
     "model_name_or_path", "dataset_name", "datasets", "tasks", "of", "start_from", "reward_funcs",
+    "gold_funcs",
     "value_start_from", "chat_template_path", "trainer_class", "output_dir", "deepspeed",
     "fsdp_config", "accelerator_config", "resume_from_checkpoint",
 }  # fmt: skip

@@ -94,7 +94,7 @@ def annotation(key: Key) -> str:
         kind = re.sub(rf"\b{enum}\b", "str", kind)
     kind = kind.replace("list[DatasetConfig]", "Sequence[Mapping[str, Any]]")
     kind = kind.replace("list[dict[str, Any]]", "Sequence[Mapping[str, Any]]")
-    if key.name == "reward_funcs":
+    if key.name in ("reward_funcs", "gold_funcs"):
         kind = f"Callable[..., Any] | list[Callable[..., Any]] | {kind}"
     if key.name == "trainer_class":
         kind = f"type | {kind}"

@@ -56,6 +56,7 @@ class Checked:
         failed: completions without a score because it failed, with `OnError.does` of "skip".
         missing: which of the completions of the last call these were.
         constant: calls that gave all completions, of two or more, one value.
+        told: what a person was told, by what it is about: "constant", "unscored" or "failed".
     """
 
     def __init__(self, function: Reward, name: str, tell: Callable[[str], Any], on_error: OnError):
@@ -65,7 +66,7 @@ class Checked:
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)  # failed, and asked about
         self._streak = self._streak_rows = 0
         self._streak_values: set[float] = set()
-        self._told: set[str] = set()
+        self.told: dict[str, str] = {}
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Any:
         """The reward's own values as floats, None where it could not score.
@@ -214,8 +215,8 @@ class Checked:
         )
 
     def _tell_once(self, about: str, words: str) -> None:
-        if about not in self._told:
-            self._told.add(about)
+        if about not in self.told:
+            self.told[about] = words
             self.tell(words)
 
 

@@ -75,6 +75,10 @@ class Answer:
         rows = zip(texts(completions), golds, strict=True)
         return [self._score(text, gold) for text, gold in rows]
 
+    def states(self, completions: Sequence[Completion]) -> list[bool]:
+        """Whether each completion states an answer at all, right or wrong."""
+        return [_states(text, self.checker) for text in texts(completions)]
+
     def _score(self, text: str, gold: Any) -> float | None:
         if isinstance(gold, int | float) and not isinstance(gold, bool):
             gold = json.dumps(gold)
@@ -82,6 +86,12 @@ class Answer:
             return None
         reference = _reference(gold, self.checker)
         return None if reference is None else float(reference.is_met_by(text))
+
+
+def _states(text: str, checker: str | None) -> bool:
+    if boxed(answer_block(text)) is not None or final_number(text) is not None:
+        return True
+    return checker in ("math", "exact") and stated(text) is not None
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,18 @@ from toolkit.recipe import StageRecipe
 from toolkit.stages.checkpoint_push import pusher_of, restore
 from toolkit.stages.checkpoints import AtTheEndOfAnEpoch
 from toolkit.stages.device_faults import of_device
+from toolkit.stages.diagnoses import Diagnoses
 from toolkit.stages.disk import warn_if_scarce
+from toolkit.stages.doctor import Doctor
 from toolkit.stages.guards import guarded
 from toolkit.stages.position import is_sharded
 from toolkit.stages.prepared import RowsAgain
 from toolkit.stages.processes import is_first_process, writes_here
 from toolkit.stages.proved import Saved
 from toolkit.stages.resuming import clean, found
+from toolkit.stages.reward_guard import NONE, RewardGuard
 from toolkit.stages.terminal import ProgressLine, note
+from toolkit.stages.tracked import tracked
 from toolkit.stages.trackers import keep_private
 from toolkit.stages.warmup import WarmupFits
 
@@ -37,8 +41,13 @@ PROBE_TOKENS = 64
 REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError, UnpicklingError)
 
 
-def train(trainer: Trainer, recipe: StageRecipe) -> None:
+def train(trainer: Trainer, recipe: StageRecipe, *, format: str = "") -> None:
     """Train, from the newest whole checkpoint if the stage was interrupted.
+
+    Args:
+        trainer: of a stage.
+        recipe: the stage's keys.
+        format: of the rows that are trained: "messages", "prompt_completion" or "text".
 
     Raises:
         TrainingError: if the device has not enough memory, no checkpoint that is there can be
@@ -48,8 +57,8 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
     directory = Path(str(trainer.args.output_dir))
     progress = ProgressLine(directory / "log.jsonl")
     trainer.remove_callback(PrinterCallback)
-    for callback in (progress, WarmupFits(recipe)):
-        trainer.add_callback(callback)
+    trainer.add_callback(progress)
+    watch(trainer, recipe, directory / "log.jsonl", format)
     note_start(trainer)
     keep_private(trainer, recipe)
     pusher = pusher_of(trainer, recipe)
@@ -66,7 +75,7 @@ def train(trainer: Trainer, recipe: StageRecipe) -> None:
         note(f"resuming from {checkpoint}")
     warn_if_scarce(trainer)
     try:
-        with guarded(trainer):
+        with guarded(trainer), tracked(trainer, recipe, checkpoint):
             # the last of them: it puts off whatever save the others ask for
             trainer.add_callback(AtTheEndOfAnEpoch())
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -101,6 +110,17 @@ def refused(error: Exception, trainer: Trainer, recipe: StageRecipe) -> Training
         f"stage {recipe.name!r} stopped at step {trainer.state.global_step}: "
         f"{type(error).__name__}: {said} (--debug shows where)"
     )
+
+
+def watch(trainer: Any, recipe: StageRecipe, log_path: Path, format: str) -> None:
+    """Have the doctor look at what is logged, and the guard at what is sampled."""
+    trainer.add_callback(WarmupFits(recipe))
+    trainer.diagnoses = Diagnoses(log_path)
+    trainer.add_callback(Doctor(trainer, recipe, trainer.diagnoses, format=format))
+    trainer.reward_guard = None
+    if hasattr(trainer, "gold_funcs") and recipe["guard"] != NONE:
+        trainer.reward_guard = RewardGuard(trainer, recipe, trainer.diagnoses)
+        trainer.add_callback(trainer.reward_guard)
 
 
 def note_start(trainer: Any) -> None:
@@ -193,6 +213,7 @@ def save(
     adapters.as_float32(model)
     expected = proof.expect(model, probe, check) if probe else proof.Expected([], [])
     saved = Saved(directory, metrics, expected, trainer.args.device, check, rows_again=rows_again)
+    saved.watched = watched_of(trainer)
     saved.shards = model if is_sharded(trainer) and probe else None
     if writes_here():  # it holds the Hub token in clear, and nothing reads it
         (directory / "training_args.bin").unlink(missing_ok=True)
@@ -209,6 +230,13 @@ def save(
         }
         proof_file.write_proof(directory, remembered | expected.as_dict())
     return saved
+
+
+def watched_of(trainer: Any) -> dict[str, Any]:
+    """What doctor and guard found, for the manifest."""
+    guard = trainer.reward_guard
+    diagnoses = {"diagnoses": trainer.diagnoses.for_manifest()}
+    return diagnoses | ({"guard": guard.for_manifest()} if guard is not None else {})
 
 
 def what_went_wrong(trainer: Any, model: Any, expected: proof.Expected) -> str | None:

@@ -164,6 +164,7 @@ def assemble(
     train_dataset: Examples | None = None,
     eval_dataset: Examples | None = None,
     reward_funcs: Sequence[Entry] | None = None,
+    gold_funcs: Sequence[Entry] | None = None,
     trainer_class: type[GRPOTrainer] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **more: Any,
@@ -179,6 +180,7 @@ def assemble(
         train_dataset: prompts to use instead of loading `dataset_name`.
         eval_dataset: held-out prompts.
         reward_funcs: functions, or what a recipe would name.
+        gold_funcs: likewise, of what is measured and never trained on.
         trainer_class: a subclass of TRL's GRPOTrainer.
         callbacks: the trainer's further callbacks.
         **more: `tools`, `environment_factory` or `rollout_func`, as TRL takes them.
@@ -194,8 +196,9 @@ def assemble(
     kind = trainer_class_of(recipe, GRPOTrainer, trainer_class)
     make = functools.partial(with_whole_reference, kind)
     trainer = rewarded(
-        make, recipe, earlier, trained, data, reward_funcs, args=args, callbacks=callbacks, **more
-    )
+        make, recipe, earlier, trained, data, reward_funcs, gold_funcs,
+        args=args, callbacks=callbacks, **more,
+    )  # fmt: skip
     if isinstance(trained, PeftModel):
         keep_one_adapter(trained)
     return trainer, data
@@ -247,6 +250,7 @@ def rewarded(
     trained: Any,
     data: Prompts,
     reward_funcs: Sequence[Entry] | None,
+    gold_funcs: Sequence[Entry] | None,
     **given: Any,
 ) -> GRPOTrainer:
     """A trainer with its rewards, each of them checked at every call.
@@ -258,22 +262,23 @@ def rewarded(
         trained: the model.
         data: the prompts.
         reward_funcs: functions, or what a recipe would name.
+        gold_funcs: likewise, of what is measured and never trained on.
         **given: to the trainer.
     """
-    functions: list[Any] = []
-    for entry in reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ():
-        if isinstance(entry, str) and entry.startswith(ADAPTER):
-            name = entry.removeprefix(ADAPTER)
-            functions.append(AdapterReward(name, str(earlier.get(name, name))))
-        else:
-            functions.append(load_reward(entry))
-    judges = [function for function in functions if isinstance(function, AdapterReward)]
+    functions = loaded(
+        reward_funcs if reward_funcs is not None else recipe["reward_funcs"], earlier
+    )
+    golds = loaded(gold_funcs if gold_funcs is not None else recipe["gold_funcs"], earlier)
+    judges = [each for each in (*functions, *golds) if isinstance(each, AdapterReward)]
     if judges and not isinstance(trained, PeftModel):
         raise RecipeError(
             f"reward_funcs: {judges[0].__name__} needs an adapter as the policy, so that the base "
             "stays what both go over; leave use_peft: false out"
         )
     rewards = checked_all(functions, tell=note, on_error=OnError.of(recipe))
+    checks = checked_all(
+        golds, tell=lambda line: note(f"gold: {line}"), on_error=OnError.of(recipe)
+    )
     check_enough(given["args"], data)
     keep_rows_out_of_the_log()
     tell(data, trained, [reward.__name__ for reward in rewards])
@@ -297,7 +302,21 @@ def rewarded(
         send_base_weights(trainer.vllm_generation)
     for number, judge in enumerate(judges):
         judge.bind(trainer, "reward" if number == 0 else f"reward_{number + 1}")
+    measured: Any = trainer
+    measured.gold_funcs = checks
     return trainer
+
+
+def loaded(entries: Sequence[Entry] | None, earlier: Mapping[str, Path]) -> list[Any]:
+    """The rewards that some entries name, those of reward stages as adapters to be bound."""
+    functions: list[Any] = []
+    for entry in entries or ():
+        if isinstance(entry, str) and entry.startswith(ADAPTER):
+            name = entry.removeprefix(ADAPTER)
+            functions.append(AdapterReward(name, str(earlier.get(name, name))))
+        else:
+            functions.append(load_reward(entry))
+    return functions
 
 
 def with_whole_reference(kind: type[GRPOTrainer], model: Any, **given: Any) -> GRPOTrainer:

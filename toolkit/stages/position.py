@@ -17,6 +17,7 @@ from trl.trainer.utils import RepeatSampler
 from toolkit.artifacts.checkpoint import SEAL
 from toolkit.artifacts.manifest import read_json
 from toolkit.errors import TrainingError
+from toolkit.stages import rollout_signals
 from toolkit.stages.processes import process_index, processes
 from toolkit.stages.prompt_order import PromptOrder
 
@@ -25,10 +26,11 @@ REFERENCE = "reference.safetensors"
 
 
 def save(trainer: Any, checkpoint: Path) -> None:
-    """Keep the rollout that is being learnt from, unless the next step samples another.
+    """Keep what was measured, and the rollout learnt from, unless the next step samples another.
 
     And the reference, where it follows the model.
     """
+    rollout_signals.save(trainer, checkpoint)
     if moves(trainer) and trainer.args.should_save and not is_sharded(trainer):
         save_model(trainer.accelerator.unwrap_model(trainer.ref_model), str(checkpoint / REFERENCE))
     if not hasattr(trainer, "_buffered_inputs"):
@@ -47,6 +49,7 @@ def load(trainer: Any, checkpoint: Path) -> None:
         TrainingError: if another number of processes wrote the rollout, each its part, or a
             reference that moves was not saved.
     """
+    rollout_signals.load(trainer, checkpoint)
     if moves(trainer):
         if not (checkpoint / REFERENCE).is_file():
             raise TrainingError(

@@ -37,6 +37,7 @@ class Saved:
         identity: what the base below an adapter is.
         failure: what is known to be wrong before anything is loaded again.
         shards: the model in memory, where no process holds it whole.
+        watched: what doctor and guard found, for the manifest.
     """
 
     directory: Path
@@ -49,6 +50,7 @@ class Saved:
     identity: dict[str, Any] | None = None
     failure: str | None = None
     shards: Any = None
+    watched: dict[str, Any] = field(default_factory=dict)
 
 
 def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) -> StageResult:
@@ -79,7 +81,7 @@ def prove(saved: Saved, *, reload: dict[str, Any] | None, resident: Any = None) 
         raise
     if is_first_process():
         proof_file.mark_verified(saved.directory, found["verified"])
-        result.manifest = {"verification": found, "base_identity": saved.identity}
+        result.manifest = {"verification": found, "base_identity": saved.identity} | saved.watched
     return result
 
 

@@ -24,8 +24,13 @@ class Usage:
         return {
             "seconds": round(time.monotonic() - self.started, 2),
             "device": torch.cuda.get_device_name() if gpu else accelerator(),
-            "peak_memory_bytes": torch.cuda.max_memory_allocated() if gpu else peak_rss(),
+            "peak_memory_bytes": peak_memory(),
         }
+
+
+def peak_memory() -> int:
+    """The most memory held so far, in bytes: of the GPU, or where there is none of this process."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss()
 
 
 def peak_rss() -> int:

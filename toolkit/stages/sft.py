@@ -44,7 +44,7 @@ def run(
         trainer, data = assemble(recipe, output_dir=output_dir, earlier=earlier, **objects)
         if "model" in objects:
             loan.trained = trainer.model
-        train(trainer, recipe)
+        train(trainer, recipe, format=data.rows.format)
         saved = save(trainer, rows_again=data.rows_again(recipe))
         if "model" not in objects:
             del trainer  # one base in memory at a time

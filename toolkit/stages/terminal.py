@@ -20,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar as disable_loading_bar
 
+from toolkit.stages.resources import peak_memory
+
 WIDTH = 80  # what a log file and a narrow terminal can show
 PLAIN_LINES = 20  # how many progress lines a run leaves in a log, at most
 
@@ -73,6 +75,14 @@ def interval(state: TrainerState) -> int:
     return -(-wanted // logged) * logged if 0 < logged <= state.max_steps // 4 else wanted
 
 
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def step_of(line: str) -> float:
     """The step of a line of the log; of one that a crash has cut off, one that never comes."""
     try:
@@ -93,6 +103,8 @@ class ProgressLine(TrainerCallback):
         self.progress: Progress | None = None
         self.task: Any = None
         self.latest: dict[str, float | None] = {}
+        self.tokens: tuple[float, float] | None = None  # when first counted, and how many
+        self.rate = ""
         self.started = 0.0
         self.first_step = 0
         self.printed = 0
@@ -112,13 +124,14 @@ class ProgressLine(TrainerCallback):
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[values]}"),
+            TextColumn("[dim]{task.fields[speed]}[/dim]"),
             TimeRemainingColumn(),
             console=console(),
             transient=True,
         )
         self.progress.start()
         self.task = self.progress.add_task(
-            "", total=state.max_steps, completed=state.global_step, values=""
+            "", total=state.max_steps, completed=state.global_step, values="", speed=""
         )
 
     def forget(self, step: int) -> None:
@@ -139,11 +152,14 @@ class ProgressLine(TrainerCallback):
             return
         done = state.global_step - self.first_step
         if self.progress is not None:
-            self.progress.update(self.task, completed=state.global_step, values=self.values())
+            self.progress.update(
+                self.task, completed=state.global_step, values=self.values(), speed=self.speed()
+            )
         elif done - self.printed >= interval(state):
             self.printed = done
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
-            note(f"step {state.global_step}/{state.max_steps}  {self.values()}  {left:.0f} s left")
+            shown = [self.values(), self.speed(), f"{duration(left)} left"]
+            note("  ".join([f"step {state.global_step}/{state.max_steps}", *filter(None, shown)]))
 
     def on_log(
         self,
@@ -160,6 +176,7 @@ class ProgressLine(TrainerCallback):
         with self.log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, default=float) + "\n")
         self.latest |= logs
+        self.count(logs.get("num_tokens"))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -169,13 +186,27 @@ class ProgressLine(TrainerCallback):
             return
         self.stop()
         elapsed = time.monotonic() - self.started
-        note(f"{state.global_step} step(s) in {elapsed:.0f} s  {self.values()}")
+        note(f"{state.global_step} step(s) in {duration(elapsed)}  {self.values()}  {self.speed()}")
 
     def stop(self) -> None:
         """Take the bar away, also after an error."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def count(self, tokens: float | None) -> None:
+        """Take down how many tokens were trained on since they were first counted."""
+        if not tokens:
+            return
+        now = time.monotonic()
+        if self.tokens is None or tokens < self.tokens[1]:
+            self.tokens = (now, tokens)
+        elif now > self.tokens[0]:
+            self.rate = f"{(tokens - self.tokens[1]) / (now - self.tokens[0]):,.0f} tokens/s"
+
+    def speed(self) -> str:
+        """Tokens per second, where the trainer counts them, and the memory held at most."""
+        return "  ".join(filter(None, [self.rate, f"{peak_memory() / 2**30:.1f} GiB"]))
 
     def values(self) -> str:
         """What the latest step says, in a few words; of rollouts, the loss says nothing."""

@@ -68,9 +68,8 @@ def renaming(recipe: StageRecipe, output_dir: str) -> Callable[[str], str]:
     words = {word.removeprefix(ADAPTER) for word in texts(plain(recipe.written))} | {output_dir}
     shown = {word: last_part(word) for word in words if is_local(word)}
     models = [recipe.get(key) for key in ("model_name_or_path", "start_from", "value_start_from")]
-    models += [
-        word for word in texts(plain(recipe.get("reward_funcs"))) if word.startswith(ADAPTER)
-    ]
+    judges = [plain(recipe.get("reward_funcs")), plain(recipe.get("gold_funcs"))]
+    models += [word for word in texts(judges) if word.startswith(ADAPTER)]
     for word in {str(name).removeprefix(ADAPTER) for name in models if name} - shown.keys():
         if "/" in word and not is_public(word):
             shown[word] = WITHHELD

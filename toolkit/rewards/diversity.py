@@ -1,0 +1,40 @@
+"""How much completions repeat themselves and one another: distinct n-grams, compression ratio."""
+
+import zlib
+from collections.abc import Hashable, Sequence
+
+NGRAM = 3
+
+
+def distinct_ngrams(pieces: Sequence[Sequence[Hashable]], size: int = NGRAM) -> float | None:
+    """The share of n-grams that no earlier place of the same completion has, as the mean over them.
+
+    Li et al., "A Diversity-Promoting Objective Function" (arXiv 1510.03055), completion by
+    completion: what repeats between completions is what the compression ratio sees.
+
+    Args:
+        pieces: the tokens or words of each completion.
+        size: of an n-gram.
+
+    Returns:
+        From 0, exclusive, to 1; None where no completion is so long.
+    """
+    shares: list[float] = []
+    for each in pieces:
+        ngrams = [tuple(each[at : at + size]) for at in range(len(each) - size + 1)]
+        if ngrams:
+            shares.append(len(set(ngrams)) / len(ngrams))
+    return sum(shares) / len(shares) if shares else None
+
+
+def compression_ratio(texts: Sequence[str]) -> float | None:
+    """Bytes of all texts together, over their bytes once DEFLATE has packed them.
+
+    Shaib et al., "Standardizing the Measurement of Text Diversity" (arXiv 2403.00553): the higher,
+    the more they repeat. It grows with the number of texts, so only batches of one size compare.
+
+    Returns:
+        None where there is nothing to pack.
+    """
+    whole = "\n".join(texts).encode("utf-8", errors="replace")
+    return len(whole) / len(zlib.compress(whole)) if whole.strip() else None
