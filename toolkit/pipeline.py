@@ -237,6 +237,7 @@ def run_one(
         if is_first_process():
             write_recipe(recipe)
         if writes_here():
+            folder.mkdir(parents=True, exist_ok=True)
             manifest.write_json(folder / manifest.STARTED, given)
         tell_defaults(stage)
         with own_launch.whole_models(stage):

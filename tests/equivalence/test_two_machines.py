@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -32,15 +34,24 @@ def machines(folders, *words, **keys):
     command += ["--accelerate", "multi_node", "--num_machines", "2", "--num_processes", "2"]
     command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     on_cpu = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    on_cpu["ACCELERATE_MIXED_PRECISION"] = "no"
-    runs = [
-        subprocess.Popen(
-            [*command, "--machine_rank", str(number)], cwd=folder, env=on_cpu, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for number, folder in enumerate(folders)
-    ]  # fmt: skip
+    runs: list[subprocess.Popen[str]] = []
+    for number, folder in enumerate(folders):
+        runs.append(
+            subprocess.Popen(
+                [*command, "--machine_rank", str(number)], cwd=folder, env=on_cpu, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+        # on one machine both could be the host, and the first refuses a port that is taken
+        while runs[0].poll() is None and not listening(port):
+            time.sleep(0.2)
     return [(run.communicate()[0], run.returncode) for run in runs]
+
+
+def listening(port):
+    """Whether the first machine waits for others."""
+    found = psutil.net_connections(kind="tcp")
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
 
 
 @pytest.fixture
