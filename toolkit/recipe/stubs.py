@@ -34,6 +34,7 @@ def run(
     overwrite: bool = ...,
     allow_change: Sequence[str] = ...,
     fresh_optimizer: bool = ...,
+    until: str | None = ...,
     **overrides: Any,
 ) -> RunResult: ...
 def build(stage: Literal[{stages}], **keys: Any) -> Any: ...
