@@ -20,18 +20,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import torch
 import yaml
 from datasets import Dataset
 from peft import LoraConfig
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    PreTrainedTokenizerFast,
     PrinterCallback,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -42,7 +41,9 @@ from trl import get_quantization_config as quantization
 from trl.trainer.utils import compute_flops_per_token, get_peak_flops
 
 import toolkit
-from toolkit.models.load import model_config
+from tests import tiny
+from toolkit.models.chatml import prepare_tokenizer
+from toolkit.models.load import load_tokenizer, model_config
 from toolkit.quiet import quiet_libraries
 from toolkit.recipe import recipe_from_keywords
 from toolkit.stages.resources import peak_rss
@@ -61,10 +62,6 @@ QLORA = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_qua
 # least: a frozen base has no gradients of its weights. PPO: generation, policy and critic before and
 # in the update, which has two backward passes.
 PASSES = {"sft": 2, "reward": 2, "grpo": 3, "ppo": 7}
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 HEADER = "| base | stage | base held in | who | tokens/s | MFU | peak GB | step s | ours / bare TRL | steps |"
 
 
@@ -110,21 +107,16 @@ def now() -> float:
 
 
 def save_base(shape: str, folder: Path) -> Path:
-    """A random base of a shape of Qwen2.5 in bfloat16, with a tokenizer of numbered words."""
+    """A random base of a shape of Qwen2.5 in bfloat16, with a tokenizer of bytes and ChatML."""
     hidden, layers, heads, kv_heads, inner, vocabulary = SHAPES[shape]
-    named = ["<|im_start|>", "<|im_end|>", "<|pad|>", "user", "assistant"]
-    known = {w: i for i, w in enumerate([*named, *(f"w{i}" for i in range(300))])}
-    core = Tokenizer(models.WordLevel(known, unk_token="w0"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>", unk_token="w0",
-        additional_special_tokens=["<|im_start|>"], chat_template=TEMPLATE,
-    )  # fmt: skip
+    words = tiny.tokenizer()
+    prepare_tokenizer(words, conversational=True)
     torch.manual_seed(0)
     shape_of = Qwen2Config(
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv_heads, intermediate_size=inner, vocab_size=vocabulary,
-        tie_word_embeddings=True, eos_token_id=1, pad_token_id=2, bos_token_id=None,
+        tie_word_embeddings=True, eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id, bos_token_id=None,
         dtype=torch.bfloat16,
     )  # fmt: skip
     Qwen2ForCausalLM(shape_of).to(torch.bfloat16).save_pretrained(folder)
@@ -138,9 +130,8 @@ def rows_of(stage: str, size: Size) -> list[dict[str, Any]]:
 
     def said(role: str, length: int) -> list[dict[str, str]]:
         number = draw.randint(max(1, length // 2), length)
-        return [
-            {"role": role, "content": " ".join(f"w{draw.randrange(300)}" for _ in range(number))}
-        ]
+        # a letter is a token
+        return [{"role": role, "content": "".join(draw.choices(ascii_letters, k=number))}]
 
     rows = []
     for _ in range(size.batch * size.steps):
@@ -202,7 +193,7 @@ def bare(stage: str, base: Path, folder: Path, size: Size, given: dict[str, Any]
         r=16, lora_alpha=32, target_modules="all-linear", task_type=task,
         modules_to_save=["score"] if stage == "reward" else None,
     )  # fmt: skip
-    words = PreTrainedTokenizerFast.from_pretrained(base)
+    words = load_tokenizer(base)
     settings = arguments("grpo" if stage == "ppo" else stage, size)
     settings |= {"output_dir": str(folder), "disable_tqdm": True}
     rows = Dataset.from_list(rows_of(stage, size))

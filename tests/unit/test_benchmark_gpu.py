@@ -3,6 +3,7 @@
 import pytest
 
 from tests.benchmarks import gpu
+from toolkit.models.load import load_tokenizer
 
 SMALL = [
     "--shape",
@@ -31,6 +32,17 @@ def check(lines):
         assert float(found[4].replace(",", "")) > 0
         assert float(found[7]) > 0
         assert float(found[8]) > 0
+
+
+def test_a_letter_is_a_token_once_the_base_is_loaded(tmp_path):
+    """transformers takes another tokenizer by the kind of the model, which must read the same."""
+    words = load_tokenizer(gpu.save_base("tiny", tmp_path))
+    rows = gpu.rows_of("sft", gpu.Size(prompt=8, completion=4, batch=2, steps=1, rounds=1))
+    for row in rows:
+        for message in [*row["prompt"], *row["completion"]]:
+            ids = words(message["content"]).input_ids
+            assert len(ids) == len(message["content"]) > 1
+            assert words.decode(ids) == message["content"]
 
 
 @pytest.mark.filterwarnings("ignore")
