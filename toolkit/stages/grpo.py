@@ -293,18 +293,23 @@ def rewarded(
             processing_class=data.tokenizer,
             **given | {"callbacks": list(given["callbacks"])},
         )
-    if isinstance(trained, PeftModel):
-        merge_while_generating(trained)
+    exact_rollouts(trainer, trained)
     leave_out_failed(trainer, rewards)
-    if trainer.use_transformers_continuous_batching:
-        whole_batches(trained)
-    if trainer.use_vllm:
-        send_base_weights(trainer.vllm_generation)
     for number, judge in enumerate(judges):
         judge.bind(trainer, "reward" if number == 0 else f"reward_{number + 1}")
     measured: Any = trainer
     measured.gold_funcs = checks
     return trainer
+
+
+def exact_rollouts(trainer: GRPOTrainer, trained: Any) -> None:
+    """Have the policy that samples be the one that is trained, whatever samples."""
+    if isinstance(trained, PeftModel):
+        merge_while_generating(trained)
+    if trainer.use_transformers_continuous_batching:
+        whole_batches(trained)
+    if trainer.use_vllm:
+        send_base_weights(trainer.vllm_generation)
 
 
 def loaded(entries: Sequence[Entry] | None, earlier: Mapping[str, Path]) -> list[Any]:
