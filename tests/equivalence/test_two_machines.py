@@ -30,15 +30,18 @@ def machines(folders, *words, **keys):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = [str(word) for key, value in keys.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "-m", "toolkit", *map(str, words), *given]
-    command += ["--accelerate", "multi_node", "--num_machines", "2", "--num_processes", "2"]
+    command: list[object] = [sys.executable, "-m", "toolkit", *words, *given]
+    config = folders[0].parent / "multi_node.yaml"  # in float32, to compare
+    written = (ROOT / "accelerate_configs" / config.name).read_text(encoding="utf-8")
+    config.write_text(written.replace("mixed_precision: bf16", 'mixed_precision: "no"'))
+    command += ["--accelerate", config, "--num_machines", "2", "--num_processes", "2"]
     command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     on_cpu = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     runs: list[subprocess.Popen[str]] = []
     for number, folder in enumerate(folders):
         runs.append(
             subprocess.Popen(
-                [*command, "--machine_rank", str(number)], cwd=folder, env=on_cpu, text=True,
+                [*map(str, command), "--machine_rank", str(number)], cwd=folder, env=on_cpu, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )
         )  # fmt: skip
