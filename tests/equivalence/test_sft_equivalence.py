@@ -86,6 +86,19 @@ def test_packed_is_padded(tiny_base, tmp_path):
     assert_same(trajectory(padded), trajectory(packed))
 
 
+@pytest.mark.parametrize("strategy", ["wrapped", "bfd_split"])
+def test_packing_that_goes_on_in_the_next_block_loses_no_label(strategy, tiny_base, tmp_path):
+    keys = {"packing": True, "max_length": 64, "packing_strategy": strategy}
+    blocks = trainer_of(tiny_base, tmp_path / "a", **keys).train_dataset
+    whole = trainer_of(tiny_base, tmp_path / "b").train_dataset
+
+    def labels(rows):
+        return sorted(label for row in rows["labels"] for label in row if label != -100)
+
+    assert max(map(len, blocks["labels"])) == 64 < max(map(len, whole["labels"]))
+    assert labels(blocks) == labels(whole)
+
+
 def one_step(trainer):
     """The loss of all rows in one batch, and the gradient of every trained tensor."""
     batch = next(iter(trainer.get_train_dataloader()))

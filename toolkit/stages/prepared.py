@@ -131,7 +131,7 @@ def sequences_of(
         data,
         tokenizer,
         format=rows.format,
-        max_length=recipe["max_length"],
+        max_length=cut_at(recipe),
         completion_only_loss=recipe["completion_only_loss"],
         assistant_only_loss=recipe["assistant_only_loss"],
         dataset_text_field=recipe["dataset_text_field"],
@@ -139,6 +139,16 @@ def sequences_of(
         truncation_mode=recipe["truncation_mode"],
         bad=bad or BadRows(recipe["max_bad_rows"]),
     )
+
+
+def cut_at(recipe: StageRecipe) -> int | None:
+    """How long a sequence may be; None where what is longer goes on in the next block.
+
+    So TRL 1.16 packs with these strategies (data_utils.py, pack_dataset), and no token is lost.
+    """
+    packs_all = recipe["packing"] and recipe["eval_packing"] is not False
+    goes_on = packs_all and recipe["packing_strategy"] in ("bfd_split", "wrapped")
+    return None if goes_on else recipe["max_length"]
 
 
 def first_rows(rows: Dataset) -> Dataset:
