@@ -55,6 +55,11 @@ def note(line: str) -> None:
     screen.print("\n".join(wrapped), markup=False, soft_wrap=True)
 
 
+def whole(line: str) -> None:
+    """An indented line of numbers, which stays one line however long it is."""
+    console().print(f"   {line}", markup=False, soft_wrap=True)
+
+
 def command(word: str, line: str) -> None:
     """A line to paste, never broken, after a word that says what it does."""
     console().print(f"   [dim]{word:<6}[/dim] {escape(line)}", soft_wrap=True)
@@ -159,7 +164,7 @@ class ProgressLine(TrainerCallback):
             self.printed = done
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
             shown = [self.values(), self.speed(), f"{duration(left)} left"]
-            note("  ".join([f"step {state.global_step}/{state.max_steps}", *filter(None, shown)]))
+            whole("  ".join([f"step {state.global_step}/{state.max_steps}", *filter(None, shown)]))
 
     def on_log(
         self,
@@ -186,7 +191,7 @@ class ProgressLine(TrainerCallback):
             return
         self.stop()
         elapsed = time.monotonic() - self.started
-        note(f"{state.global_step} step(s) in {duration(elapsed)}  {self.values()}  {self.speed()}")
+        whole(f"{state.global_step} step(s) in {duration(elapsed)}  {self.values()}  {self.speed()}")
 
     def stop(self) -> None:
         """Take the bar away, also after an error."""
