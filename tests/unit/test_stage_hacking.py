@@ -94,9 +94,10 @@ def test_distinct_ngrams_and_compression():
     assert distinct_ngrams([[1, 1, 1, 1], [1, 2, 3, 4], [5]]) == 0.75
     assert distinct_ngrams([[1, 2]]) is None
     varied = ["".join(chr(97 + (7 * i * i + j) % 26) for j in range(9)) for i in range(40)]
-    repeated = compression_ratio(["the the the the the"] * 40)
+    repeated = compression_ratio(["the " * 20, "a"])
     assert repeated is not None
     assert repeated > 2 * (compression_ratio(varied) or 0)
+    assert compression_ratio(["an answer"] * 40) == compression_ratio(["an answer"])
     assert compression_ratio(["", " "]) is None
 
 

@@ -1,4 +1,4 @@
-"""How much completions repeat themselves and one another: distinct n-grams, compression ratio."""
+"""How much completions repeat themselves: distinct n-grams, compression ratio."""
 
 import zlib
 from collections.abc import Hashable, Sequence
@@ -10,7 +10,7 @@ def distinct_ngrams(pieces: Sequence[Sequence[Hashable]], size: int = NGRAM) -> 
     """The share of n-grams that no earlier place of the same completion has, as the mean over them.
 
     Li et al., "A Diversity-Promoting Objective Function" (arXiv 1510.03055), completion by
-    completion: what repeats between completions is what the compression ratio sees.
+    completion.
 
     Args:
         pieces: the tokens or words of each completion.
@@ -28,13 +28,15 @@ def distinct_ngrams(pieces: Sequence[Sequence[Hashable]], size: int = NGRAM) -> 
 
 
 def compression_ratio(texts: Sequence[str]) -> float | None:
-    """Bytes of all texts together, over their bytes once DEFLATE has packed them.
+    """Bytes of a text over its bytes once DEFLATE has packed them, as the mean over texts.
 
     Shaib et al., "Standardizing the Measurement of Text Diversity" (arXiv 2403.00553): the higher,
-    the more they repeat. It grows with the number of texts, so only batches of one size compare.
+    the more it repeats. They pack all texts together; but what answers of one kind share, such as
+    the way in which a policy has learnt to work things out, is no fault.
 
     Returns:
         None where there is nothing to pack.
     """
-    whole = "\n".join(texts).encode("utf-8", errors="replace")
-    return len(whole) / len(zlib.compress(whole)) if whole.strip() else None
+    given = [text.encode("utf-8", errors="replace") for text in texts if text.strip()]
+    ratios = [len(text) / len(zlib.compress(text)) for text in given]
+    return sum(ratios) / len(ratios) if ratios else None

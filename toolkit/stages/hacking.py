@@ -143,9 +143,9 @@ def distinct_falls(first: float, now: float) -> str | None:
 
 
 def compression_rises(first: float, now: float) -> str | None:
-    """Completions that have begun to repeat one another."""
+    """Completions that have begun to repeat themselves, in letters or in long stretches."""
     if now > DOUBLED * first:
-        return f"completions pack to 1/{now:.1f} of their size, at first 1/{first:.1f}"
+        return f"a completion packs to 1/{now:.1f} of its size, at first 1/{first:.1f}"
     return None
 
 

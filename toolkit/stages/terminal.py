@@ -191,7 +191,9 @@ class ProgressLine(TrainerCallback):
             return
         self.stop()
         elapsed = time.monotonic() - self.started
-        whole(f"{state.global_step} step(s) in {duration(elapsed)}  {self.values()}  {self.speed()}")
+        whole(
+            f"{state.global_step} step(s) in {duration(elapsed)}  {self.values()}  {self.speed()}"
+        )
 
     def stop(self) -> None:
         """Take the bar away, also after an error."""
