@@ -107,3 +107,13 @@ def test_the_line_has_tokens_per_second_memory_and_time(tmp_path, monkeypatch):
 def test_a_time_is_said_as_a_person_does():
     said = [terminal.duration(seconds) for seconds in (0.4, 99, 150, 5940, 7800)]
     assert said == ["0 s", "99 s", "2 min", "99 min", "2 h 10 min"]
+
+
+def test_numbers_stay_one_line_by_what_can_be_spared(capsys):
+    terminal.numbers("step 8/9  reward 0.500", "1,000 tokens/s", "0.8 GiB", "2 s left")
+    terminal.numbers("step 8/9  " + "value 0.500  " * 4, "1,000 tokens/s", "0.8 GiB", "2 s left")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "   step 8/9  reward 0.500  1,000 tokens/s  0.8 GiB  2 s left"
+    assert second.endswith("  2 s left")
+    assert "GiB" not in second
+    assert len(second) <= 80

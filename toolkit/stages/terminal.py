@@ -55,9 +55,12 @@ def note(line: str) -> None:
     screen.print("\n".join(wrapped), markup=False, soft_wrap=True)
 
 
-def whole(line: str) -> None:
-    """An indented line of numbers, which stays one line however long it is."""
-    console().print(f"   {line}", markup=False, soft_wrap=True)
+def numbers(first: str, *more: str) -> None:
+    """An indented line of numbers, less those in the middle that would make it more than one."""
+    screen, parts = console(), [first, *filter(None, more)]
+    while len(line := "   " + "  ".join(parts)) > screen.width and len(parts) > 2:
+        del parts[-2]
+    screen.print(line, markup=False, soft_wrap=True)
 
 
 def command(word: str, line: str) -> None:
@@ -78,6 +81,11 @@ def interval(state: TrainerState) -> int:
     wanted = max(1, -(-state.max_steps // PLAIN_LINES))
     logged = int(state.logging_steps)
     return -(-wanted // logged) * logged if 0 < logged <= state.max_steps // 4 else wanted
+
+
+def memory() -> str:
+    """The most memory held so far, as a person says it."""
+    return f"{peak_memory() / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:
@@ -163,8 +171,8 @@ class ProgressLine(TrainerCallback):
         elif done - self.printed >= interval(state):
             self.printed = done
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
-            shown = [self.values(), self.speed(), f"{duration(left)} left"]
-            whole("  ".join([f"step {state.global_step}/{state.max_steps}", *filter(None, shown)]))
+            step = f"step {state.global_step}/{state.max_steps}  {self.values()}"
+            numbers(step, self.rate, memory(), f"{duration(left)} left")
 
     def on_log(
         self,
@@ -191,9 +199,8 @@ class ProgressLine(TrainerCallback):
             return
         self.stop()
         elapsed = time.monotonic() - self.started
-        whole(
-            f"{state.global_step} step(s) in {duration(elapsed)}  {self.values()}  {self.speed()}"
-        )
+        done = f"{state.global_step} step(s) in {duration(elapsed)}  {self.values()}"
+        numbers(done, self.rate, memory())
 
     def stop(self) -> None:
         """Take the bar away, also after an error."""
@@ -213,7 +220,7 @@ class ProgressLine(TrainerCallback):
 
     def speed(self) -> str:
         """Tokens per second, where the trainer counts them, and the memory held at most."""
-        return "  ".join(filter(None, [self.rate, f"{peak_memory() / 2**30:.1f} GiB"]))
+        return "  ".join(filter(None, [self.rate, memory()]))
 
     def values(self) -> str:
         """What the latest step says, in a few words; of rollouts, the loss says nothing."""
