@@ -43,7 +43,7 @@ SAMPLED = {
 
 def run(base, directory, fault="none", stage="sft", processes=2, **more):
     """What processes come to that train a stage on shards, and where."""
-    data = tiny.save_rows(directory / "rows.jsonl", ROWS[stage])
+    data = tiny.save_rows(base.parent / f"{stage}.jsonl", ROWS[stage])
     keys = KEYS | {
         "model_name_or_path": base,
         "dataset_name": data,
@@ -67,7 +67,8 @@ def test_what_was_saved_is_proved_on_the_shards_and_by_plain_peft(stage, base, t
     assert found["largest_difference"] < 1e-5
     assert found["tensors"] >= 28
     assert (folder / "value" / "adapter_model.safetensors").is_file() == (stage == "ppo")
-    assert all(finding.passed for finding in verify(folder))
+    findings = list(verify(folder))
+    assert all(finding.passed for finding in findings), [finding.line() for finding in findings]
     assert toolkit.merge(folder, tmp_path / "merged").metrics["effect"] > 1e-3
 
 

@@ -49,6 +49,8 @@ def merge_while_generating(model: PeftModel) -> None:
 
     @functools.wraps(upstream)
     def generate(*args: Any, **kwargs: Any) -> Any:
+        if any(hasattr(weight, "to_local") for weight in base.parameters()):
+            return upstream(*args, **kwargs)  # FSDP2 holds on to its own shards of the weights
         with merged(model):
             return upstream(*args, **kwargs)
 
