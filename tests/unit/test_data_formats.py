@@ -87,6 +87,7 @@ BROKEN = {
         "column 'conversations[1].value': the tool call is not JSON",
     ),
     "history": ({"instruction": "a", "output": "b", "history": [["x"]]}, "column 'history': expected pairs"),
+    "history that is no list": ({"instruction": "a", "output": "b", "history": True}, "column 'history': expected pairs"),
     "empty text": ({"text": ""}, "column 'text': the text is empty"),
     "text is a number": ({"text": 5}, "column 'text': expected text, found a number"),
     "preferences": ({"chosen": "a", "rejected": "b"}, "stage reward or dpo"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, Json, Value
 
@@ -109,9 +109,7 @@ def question_of(row: Mapping[str, Any], plan: Plan) -> list[dict[str, Any]]:
     column, system = plan.value(row, SYSTEM)
     if system:
         messages.append({"role": "system", "content": text_of(system, column)})
-    for turn in row.get(HISTORY) or ():
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise BrokenRule(HISTORY, "expected pairs of what was asked and answered")
+    for turn in _earlier_turns(row.get(HISTORY)):
         messages.append({"role": "user", "content": text_of(turn[0], HISTORY)})
         messages.append({"role": "assistant", "content": text_of(turn[1], HISTORY)})
     words = text_of(row[asked], asked)
@@ -120,3 +118,18 @@ def question_of(row: Mapping[str, Any], plan: Plan) -> list[dict[str, Any]]:
         words = f"{words}\n\n{given}"
     messages.append({"role": "user", "content": words})
     return messages
+
+
+def _earlier_turns(history: Any) -> list[Any]:
+    """The pairs of what was asked and answered before a question; none for null or empty text.
+
+    Raises:
+        BrokenRule: if it is anything else.
+    """
+    if history in (None, ""):
+        return []
+    if not isinstance(history, list) or any(
+        not isinstance(turn, list) or len(turn) != 2 for turn in cast(list[Any], history)
+    ):
+        raise BrokenRule(HISTORY, "expected pairs of what was asked and answered")
+    return cast(list[Any], history)
