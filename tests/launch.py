@@ -49,6 +49,7 @@ def command(config: str, module: str, *words: object, processes: int = 2) -> lis
     """The launcher's command line; arguments as of `launched`."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     launcher += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    launcher += ["--main_process_port", "0"]  # one that is free: tests launch side by side
     return [*launcher, "-m", module, *map(str, words)]
 
 

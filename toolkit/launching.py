@@ -31,6 +31,7 @@ PLACES = (
     Path(__file__).resolve().parents[1],
 )  # installed, and in the sources
 FOLDER = "accelerate_configs"
+PORT = "main_process_port"
 EXIT_CODE = "TOOLKIT_EXIT_CODE"
 """The variable that names the file in which the first process to fail writes its exit code."""
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -61,6 +62,9 @@ def launch(words: Sequence[str]) -> int:
     written = content(config)
     # accelerate 1.15 (commands/launch.py) passes over it in a file
     asked.rdzv_backend = asked.rdzv_backend or written.get("rdzv_backend")
+    is_alone = str(asked.num_machines or written.get("num_machines") or 1) == "1"
+    if is_alone and not written.get(PORT):  # others may launch beside it: one that is free
+        asked.main_process_port = asked.main_process_port or "0"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     for name in OF_LAUNCHER:
         if (value := getattr(asked, name)) is not None:

@@ -46,7 +46,8 @@ def test_the_launcher_is_given_its_own_words_and_the_processes_theirs(started):
     config = str(ROOT / "accelerate_configs" / "fsdp2.yaml")
     assert command == [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", config,
-        "--num_processes", "4", "-m", "toolkit", "run", RECIPE, "--seed", "1", "--debug",
+        "--num_processes", "4", "--main_process_port", "0",
+        "-m", "toolkit", "run", RECIPE, "--seed", "1", "--debug",
     ]  # fmt: skip
 
 
@@ -57,8 +58,15 @@ def test_a_stage_without_a_file_goes_too(started, tmp_path):
     cli.main(["sft", *keys, f"--accelerate={own}"])
     ((command, given),) = started
     given_on = ["--rdzv_backend", "c10d", "-m", "toolkit", "sft", *keys]
-    assert command[3:] == ["--config_file", str(own), *given_on]
+    free = ["--main_process_port", "0"]
+    assert command[3:] == ["--config_file", str(own), *free, *given_on]
     assert given["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_several_machines_meet_where_they_are_told(started):
+    cli.main(["run", RECIPE, "--accelerate", "multi_node", "--machine_rank", "1"])
+    cli.main(["run", RECIPE, "--accelerate", "ddp", "--num_machines", "2"])
+    assert not any("--main_process_port" in command for command, _ in started)
 
 
 def test_the_code_of_the_first_process_that_fails_is_the_command_s(started, monkeypatch):
