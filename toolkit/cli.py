@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from toolkit import __version__, launching
+from toolkit.commands import checking
 from toolkit.commands.artefacts import compare, env, merge, push, report, verify
 from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
 from toolkit.commands.words import count, parser
@@ -180,11 +181,12 @@ def execute(recipe: Recipe, asked: argparse.Namespace, words: list[str] | None =
 
 
 def check(words: list[str]) -> int:
-    """`toolkit check --keys RECIPE`."""
-    usage = "toolkit check --keys RECIPE [--key value …]"
-    arguments = parser("check", usage, "Check a recipe's keys.")
-    arguments.add_argument("--keys", action="store_true", required=True)
-    _, recipe = with_recipe(arguments, words)
+    """`toolkit check RECIPE [--keys] [--json] [--time] [--step] [--gpu NAME --price P]`."""
+    arguments = parser("check", checking.USAGE, "Say whether a recipe can work.")
+    checking.flags(arguments)
+    parsed, recipe = with_recipe(arguments, words)
+    if not parsed.keys:
+        return checking.check(recipe, parsed)
     stages = ", ".join(stage.name for stage in recipe.stages)
     print(f"{recipe.path}: every key is known and in range ({stages})")
     if any(stage.get("push_to_hub") for stage in recipe.stages):
@@ -202,12 +204,12 @@ def inspect(words: list[str]) -> int:
     arguments.add_argument("--rows", type=count, metavar="N")
     arguments.add_argument("--json", action="store_true", dest="as_json")
     parsed, recipe = with_recipe(arguments, words)
-    from toolkit import preflight
+    from toolkit.preflight import masks
 
     if not parsed.as_json:
-        preflight.show_trained_tokens(recipe, rows=3 if parsed.rows is None else parsed.rows)
+        masks.show_trained_tokens(recipe, rows=3 if parsed.rows is None else parsed.rows)
         return 0
-    for found in preflight.trained_tokens(recipe, rows=parsed.rows):
+    for found in masks.trained_tokens(recipe, rows=parsed.rows):
         print(json.dumps(found, ensure_ascii=False))
     return 0
 

@@ -32,7 +32,7 @@ def split_off(rows: Dataset, size: float, *, form: str, seed: int) -> tuple[Data
     if form not in BY_PROMPT:
         train, held_out = split_rows(rows, size, seed=seed)
         return train, held_out, f"{len(held_out):,} rows"
-    prompts = list(_digests(rows, ["prompt"]))
+    prompts = list(digests(rows, ["prompt"]))
     index = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompts))}
     drawn = _drawn(len(index), size, seed, "prompts")
     is_out = np.isin(np.array([index[prompt] for prompt in prompts]), drawn)
@@ -88,14 +88,13 @@ def _on_both_sides(
     train: Dataset, held_out: Dataset, columns: Sequence[str], *, asked: bool = False
 ) -> list[str]:
     """The places of the held-out rows that have in these columns what a training row has."""
-    trained = set(_digests(train, columns, asked=asked))
+    trained = set(digests(train, columns, asked=asked))
     places = zip(held_out["source"], held_out["row"], strict=True)
-    digests = _digests(held_out, columns, asked=asked)
-    found = zip(places, digests, strict=True)
+    found = zip(places, digests(held_out, columns, asked=asked), strict=True)
     return [f"{Path(source).name}:{row}" for (source, row), each in found if each in trained]
 
 
-def _digests(rows: Dataset, columns: Sequence[str], *, asked: bool = False) -> Iterator[bytes]:
+def digests(rows: Dataset, columns: Sequence[str], *, asked: bool = False) -> Iterator[bytes]:
     """A digest of each row; where `asked`, of what comes before the last turn of the assistant's."""
     table: Any
     for table in rows.select_columns(list(columns)).with_format("arrow").iter(1000):

@@ -1,4 +1,4 @@
-"""What can be known before training: so far, exactly which tokens will carry loss."""
+"""Exactly which tokens will carry loss, for `toolkit inspect`."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,0 +1,1 @@
+"""What can be known before training: one file per subject, each of which gives findings."""

@@ -1,0 +1,297 @@
+"""How much memory a stage needs on one device, part by part."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
+from trl.trainer.utils import add_fused_lm_head
+
+from toolkit.models import adapters, reward
+from toolkit.models.chatml import TokenizerChange
+from toolkit.models.heads import add_scalar_heads
+from toolkit.models.switching import checkpoint_through
+from toolkit.models.value import VALUE, add_value_adapter
+from toolkit.preflight.weighing import FUSED, Held, bytes_of, quantize, weightless
+from toolkit.recipe import StageRecipe
+from toolkit.recipe.keys import ADAPTER
+
+# Bytes of an optimizer's state per trained weight; what is not here keeps two moments in float32.
+STATE = {"8bit": 2, "sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4, "lion": 4, "8bit_lion": 1}
+ADAM = 8
+SAMPLING = 5  # tensors of (completions, vocabulary) in float32 while a token is drawn
+ROLLOUTS = ("grpo", "ppo")
+PAIRS = ("reward", "dpo")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What goes through the model at once on one device.
+
+    Attributes:
+        rows: of a batch; of pairs each is two sequences.
+        length: tokens of the longest sequence, prompt included.
+        completion: of rollouts, the tokens that are sampled at most.
+        sampled: completions that are sampled together.
+    """
+
+    rows: int
+    length: int
+    completion: int = 0
+    sampled: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(1, self.length - self.completion)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes, part by part.
+
+    Attributes:
+        base: the frozen weights, or those of a model that is trained whole.
+        adapters: trained and frozen ones, with their heads.
+        gradients: of what is trained.
+        optimizer: what it remembers of each weight.
+        activations: what the forward pass keeps for the backward pass.
+        logits: what the head needs beside it.
+        working: what the backward pass needs beside all that, in its most costly moment.
+        cache: keys and values of what is being sampled.
+        sampling: of a rollout, what else is there while it is sampled.
+        runtime: Python and the libraries, or the device's own.
+    """
+
+    base: int = 0
+    adapters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    working: int = 0
+    cache: int = 0
+    sampling: int = 0
+    runtime: int = 0
+
+    @property
+    def optimizer_weights(self) -> int:
+        """How many weights are trained, all of them in float32."""
+        return self.gradients // 4
+
+    @property
+    def kept(self) -> int:
+        """What is there all the time."""
+        return self.base + self.adapters + self.optimizer + self.runtime
+
+    @property
+    def training(self) -> int:
+        """The most that a step takes."""
+        return self.kept + self.gradients + self.activations + self.logits + self.working
+
+    @property
+    def rollout(self) -> int:
+        """The most that sampling takes."""
+        return self.kept + self.cache + self.sampling if self.cache else 0
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        return max(self.training, self.rollout)
+
+    def as_dict(self) -> dict[str, int]:
+        """Every part, and the sums."""
+        return asdict(self) | {
+            "training": self.training,
+            "rollout": self.rollout,
+            "peak": self.peak,
+        }
+
+
+def need(recipe: StageRecipe, config: Any, asked: Asked, *, device: str, runtime: int = 0) -> Need:
+    """What a stage needs.
+
+    Args:
+        recipe: the stage's keys.
+        config: the base's, of transformers.
+        asked: how much goes through the model at once.
+        device: "cpu", "cuda" or "mps".
+        runtime: bytes that are there before anything is loaded.
+    """
+    with weightless() as held:
+        return weigh(recipe, config, asked, device, held, runtime)
+
+
+def weigh(
+    recipe: StageRecipe, config: Any, asked: Asked, device: str, held: Held, runtime: int
+) -> Need:
+    """As `need`, inside `weightless`."""
+    model = base_of(recipe, config, device)
+    base = held.now
+    if recipe.stage not in ("reward", "pretrain"):
+        add_fused_lm_head(model)
+    trained, frozen = with_adapters(recipe, model)
+    weights = [weight for weight in trained.parameters() if weight.requires_grad]
+    size = sum(weight.numel() for weight in weights)
+    gradients = bytes_of(weights)
+    found = Need(
+        base=base,
+        adapters=held.now - base + frozen,
+        gradients=gradients,
+        optimizer=size * state_bytes(str(recipe["optim"])),
+        runtime=runtime,
+    )
+    if mixed(recipe, device):
+        trained.to(torch.bfloat16)  # what goes through it; the weights were counted as they are
+    if recipe.stage in ROLLOUTS:
+        found = sampled(recipe, trained, asked, device, held, found)
+    for weight in weights:  # of the batches before, with accumulation
+        weight.grad = torch.zeros_like(weight)
+    del weights
+    return stepped(recipe, trained, asked, device, held, found)
+
+
+def base_of(recipe: StageRecipe, config: Any, device: str) -> Any:
+    """The model as it is loaded, in its precision."""
+    is_judge = recipe.stage == "reward"
+    kind: Any = AutoModelForSequenceClassification if is_judge else AutoModelForCausalLM
+    if is_judge:
+        config.num_labels = 1
+    with no_init_weights():
+        dtype = dtype_of(recipe, config, device)
+        model = kind.from_config(config, dtype=dtype, attn_implementation=FUSED)
+    if recipe.get("load_in_4bit"):
+        nested = bool(recipe.get("use_bnb_nested_quant"))
+        head = {"lm_head", "score"}
+        quantize(model, nested=nested, skipped=lambda name: name.rpartition(".")[2] in head)
+    return model
+
+
+def dtype_of(recipe: StageRecipe, config: Any, device: str) -> torch.dtype:
+    """The precision that the base is loaded in; a CPU takes float32 for float16."""
+    asked = recipe.get("dtype")
+    if asked in (None, "auto"):
+        found = getattr(config, "dtype", None) or torch.float32 if asked else torch.float32
+        found = getattr(torch, found) if isinstance(found, str) else found
+        return torch.float32 if device == "cpu" and found is torch.float16 else found
+    return getattr(torch, str(asked).removeprefix("torch."))
+
+
+def with_adapters(recipe: StageRecipe, model: Any) -> tuple[Any, int]:
+    """What is trained, and the bytes of adapters that are there besides and not built here."""
+    if recipe.stage == "pretrain" or not recipe["use_peft"]:
+        return model, 0
+    if recipe.stage == "reward":
+        return reward.attach(model, recipe, TokenizerChange()), 0
+    trained: Any = adapters.attach(model, recipe, TokenizerChange())
+    own = bytes_of(weight for weight in trained.parameters() if weight.requires_grad)
+    compared = recipe.stage in ROLLOUTS and recipe["beta"]
+    copies = int(bool(compared or (recipe.stage == "dpo")))
+    judges = [r for r in recipe.get("reward_funcs") or () if str(r).startswith(ADAPTER)]
+    if recipe.stage == "ppo":
+        policy = [weight for weight in trained.parameters() if weight.requires_grad]
+        trained.requires_grad_(False)
+        add_scalar_heads(trained)
+        add_value_adapter(trained)
+        checkpoint_through(trained)
+        for weight in policy:
+            weight.requires_grad_(True)
+        for name, weight in trained.named_parameters():
+            if f".{VALUE}." in name or f"scalar_heads.{VALUE}" in name:
+                weight.requires_grad_(True)
+    return trained, own * (copies + len(judges))
+
+
+def state_bytes(optimizer: str) -> int:
+    """What an optimizer remembers of each weight, in bytes."""
+    if "paged" in optimizer:
+        return 0  # it is on the CPU where the device has no room
+    return next((size for word, size in STATE.items() if word in optimizer), ADAM)
+
+
+def stepped(
+    recipe: StageRecipe, model: Any, asked: Asked, device: str, held: Held, found: Need
+) -> Need:
+    """With what one batch needs, forth and back."""
+    model.train()
+    if recipe["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        model.enable_input_require_grads()
+    before: list[int] = []
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    hook = base.base_model.register_forward_hook(lambda *_: before.append(held.now))
+    start = held.now
+    held.forget()
+    rows = 2 * asked.rows if recipe.stage in PAIRS else asked.rows
+    ids = torch.zeros(rows, asked.length, dtype=torch.long)
+    loss = loss_of(recipe, model, ids)
+    forth = held.peak
+    loss.backward()
+    hook.remove()
+    activations = before[0] - start
+    return replace(
+        found,
+        activations=activations,
+        logits=max(0, forth - before[0]),
+        working=max(0, held.peak - max(forth, before[0])),
+    )
+
+
+def mixed(recipe: StageRecipe, device: str) -> bool:
+    """Whether the stage's trainer computes in bfloat16, whatever the weights are held in."""
+    return bool(recipe["bf16"] if recipe.is_written("bf16") else device != "cpu")
+
+
+def loss_of(recipe: StageRecipe, model: Any, ids: Tensor) -> Tensor:
+    """A number of the same graph as the stage's loss."""
+    if recipe.stage == "reward":
+        return model(input_ids=ids, use_cache=False).logits.float().sum()
+    if recipe.stage == "pretrain":
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
+    given = {"input_ids": ids, "labels": ids, "fused_lm_head": True}
+    if recipe.stage == "ppo":
+        given["scalar_head"] = VALUE
+    said = model(**given)
+    if recipe.stage == "dpo" and isinstance(model, PeftModel):
+        with torch.no_grad(), model.disable_adapter():
+            model(**given)
+    total = said.log_probs.sum()
+    return total + said.scalars.sum() if recipe.stage == "ppo" else total
+
+
+def sampled(
+    recipe: StageRecipe, model: Any, asked: Asked, device: str, held: Held, found: Need
+) -> Need:
+    """With what a rollout needs while it is sampled."""
+    if recipe["use_vllm"]:
+        return found
+    model.eval()
+    start = held.now
+    held.forget()
+    ids = torch.zeros(asked.sampled, asked.prompt, dtype=torch.long)
+    with torch.no_grad():
+        said = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    prompts, first = held.now - start, held.peak - held.now
+    vocabulary = said.logits.shape[-1]
+    cached = bytes_of(
+        t for layer in said.past_key_values.layers for t in (layer.keys, layer.values)
+    )
+    cache = cached * (asked.prompt + asked.completion) // asked.prompt
+    del said, prompts
+    sampling = max(SAMPLING * 4 * vocabulary * asked.sampled, first)
+    return replace(found, cache=cache, sampling=sampling + merged(model, device))
+
+
+def merged(model: Any, device: str) -> int:
+    """Bytes of the copy that holds the policy while it samples; see `toolkit.models.merging`."""
+    if device != "cpu" or not isinstance(model, PeftModel):
+        return 0
+    layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")]
+    weights = [layer.get_base_layer().weight for layer in layers]  # pyright: ignore
+    base: Any = model.get_base_model()
+    if {w.dtype for w in base.parameters()} != {torch.float32}:
+        return 0
+    return bytes_of(weights)
