@@ -1,5 +1,7 @@
 """How much memory a stage needs on one device, part by part."""
 
+import copy
+import gc
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -121,7 +123,7 @@ def need(recipe: StageRecipe, config: Any, asked: Asked, *, device: str, runtime
         device: "cpu", "cuda" or "mps".
         runtime: bytes that are there before anything is loaded.
     """
-    with weightless() as held:
+    with weightless(device) as held:
         return weigh(recipe, config, asked, device, held, runtime)
 
 
@@ -130,6 +132,7 @@ def weigh(
 ) -> Need:
     """As `need`, inside `weightless`."""
     model = base_of(recipe, config, device)
+    gc.collect()
     base = held.now
     if recipe.stage not in ("reward", "pretrain"):
         add_fused_lm_head(model)
@@ -158,11 +161,14 @@ def base_of(recipe: StageRecipe, config: Any, device: str) -> Any:
     """The model as it is loaded, in its precision."""
     is_judge = recipe.stage == "reward"
     kind: Any = AutoModelForSequenceClassification if is_judge else AutoModelForCausalLM
+    config = copy.deepcopy(config)
     if is_judge:
         config.num_labels = 1
+        config.get_text_config().pad_token_id = 0
     with no_init_weights():
         dtype = dtype_of(recipe, config, device)
         model = kind.from_config(config, dtype=dtype, attn_implementation=FUSED)
+    model.tie_weights()
     if recipe.get("load_in_4bit"):
         nested = bool(recipe.get("use_bnb_nested_quant"))
         head = {"lm_head", "score"}
@@ -247,11 +253,12 @@ def mixed(recipe: StageRecipe, device: str) -> bool:
 
 def loss_of(recipe: StageRecipe, model: Any, ids: Tensor) -> Tensor:
     """A number of the same graph as the stage's loss."""
+    mask = torch.ones_like(ids)
     if recipe.stage == "reward":
-        return model(input_ids=ids, use_cache=False).logits.float().sum()
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().sum()
     if recipe.stage == "pretrain":
-        return model(input_ids=ids, labels=ids, use_cache=False).loss
-    given = {"input_ids": ids, "labels": ids, "fused_lm_head": True}
+        return model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
+    given = {"input_ids": ids, "attention_mask": mask, "labels": ids, "fused_lm_head": True}
     if recipe.stage == "ppo":
         given["scalar_head"] = VALUE
     said = model(**given)
@@ -273,7 +280,8 @@ def sampled(
     held.forget()
     ids = torch.zeros(asked.sampled, asked.prompt, dtype=torch.long)
     with torch.no_grad():
-        said = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        mask = torch.ones_like(ids)
+        said = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
     prompts, first = held.now - start, held.peak - held.now
     vocabulary = said.logits.shape[-1]
     cached = bytes_of(

@@ -7,7 +7,7 @@ kernel keeps: torch would choose another one for tensors without memory.
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
+from trl.kernels import chunked_logprob
 
 FUSED = "weighed"
 BLOCK = 64  # weights of NF4 and FP4 that share a scale (bitsandbytes 0.50, functional.py)
@@ -63,10 +64,31 @@ class Held(TorchDispatchMode):
 
 
 @contextmanager
-def weightless() -> Iterator[Held]:
-    """Inside the block tensors have no memory; gives what counts what they would have."""
-    with torch.device("meta"), Held() as held:
-        yield held
+def weightless(device: str) -> Iterator[Held]:
+    """Inside the block tensors have no memory; gives what counts what they would have.
+
+    Args:
+        device: where they would be; it decides what TRL's head needs.
+    """
+    with ExitStack() as changed:
+        # it knows no device without memory (TRL 1.16, kernels/chunked_logprob.py, asks it)
+        changed.enter_context(swapped(torch, "is_autocast_enabled", lambda *device: False))
+        if device == "cuda":  # there its kernels work in place
+            for name in ("_forward_tile", "_backward_tile"):
+                changed.enter_context(swapped(chunked_logprob, name, lambda *a, **k: None))
+        changed.enter_context(torch.device("meta"))
+        yield changed.enter_context(Held())
+
+
+@contextmanager
+def swapped(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Have another value under a name of a module inside the block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 def bytes_of(weights: Any) -> int:

@@ -1,0 +1,173 @@
+"""The estimate of memory that `toolkit check` makes, beside what a stage takes on a CPU.
+
+    python docs/memory_check.py              every configuration, each in a fresh process
+    python docs/memory_check.py --only 3     one of them
+
+Each process loads a random base from disk and trains two optimizer steps of the real stage. What it
+takes is the largest resident set (VmHWM, Linux), counted from a reset after the libraries were
+imported, so that what Python and they hold is in it as it is, and what importing them took is not.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+BASE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "intermediate_size": 1024, "vocab_size": 32000, "tie_word_embeddings": True}  # fmt: skip
+WIDE = BASE | {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048}
+QLORA = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+# what it is, the stage, the base's shape, its precision, tokens of a sequence, keys
+TABLE: tuple[tuple[str, str, dict[str, Any], str, int, dict[str, Any]], ...] = (
+    ("LoRA", "sft", BASE, "float32", 512, {"per_device_train_batch_size": 4}),
+    ("LoRA, no checkpointing", "sft", BASE, "float32", 256,
+     {"per_device_train_batch_size": 4, "gradient_checkpointing": False}),
+    ("LoRA, wide", "sft", WIDE, "float32", 128, {"per_device_train_batch_size": 4}),
+    ("LoRA, bfloat16", "sft", WIDE, "bfloat16", 64, {"per_device_train_batch_size": 2}),
+    ("QLoRA", "sft", WIDE, "float32", 128, {"per_device_train_batch_size": 2} | QLORA),
+    ("QLoRA, no checkpointing", "sft", BASE, "float32", 256,
+     {"per_device_train_batch_size": 4, "gradient_checkpointing": False} | QLORA),
+    ("all weights", "sft", BASE, "float32", 128, {"per_device_train_batch_size": 4, "use_peft": False}),
+    ("LoRA", "reward", BASE, "float32", 256, {"per_device_train_batch_size": 4}),
+    ("LoRA", "dpo", BASE, "float32", 256, {"per_device_train_batch_size": 4}),
+    ("LoRA", "grpo", BASE, "float32", 256,
+     {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 32}),
+    ("LoRA, long rollouts", "grpo", BASE, "float32", 512,
+     {"per_device_train_batch_size": 4, "num_generations": 8, "generation_batch_size": 32,
+      "gradient_accumulation_steps": 8, "max_completion_length": 16, "max_steps": 1}),
+    ("QLoRA", "grpo", BASE, "float32", 256,
+     {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 16} | QLORA),
+    ("LoRA", "ppo", BASE, "float32", 256,
+     {"per_device_train_batch_size": 4, "max_completion_length": 32}),
+)  # fmt: skip
+
+
+def save_base(shape: dict[str, Any], dtype: str, folder: Path) -> None:
+    """A random Llama, and a tokenizer of numbered words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    known = {f"w{index}": index for index in range(200)}
+    core = Tokenizer(models.WordLevel(known, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="w1", pad_token="w2", unk_token="w0"
+    )
+    config = LlamaConfig(**shape, eos_token_id=1, pad_token_id=2, bos_token_id=None)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    words.save_pretrained(folder)
+
+
+def rows_of(stage: str, length: int) -> list[dict[str, Any]]:
+    """Rows of one length in tokens."""
+    text = " ".join(["w7"] * (length // 2))
+    rest = " ".join(["w8"] * (length - length // 2 - 1))
+    if stage in ("grpo", "ppo"):
+        return [{"prompt": f"{text} {rest} w{number}"} for number in range(64)]
+    if stage == "sft":
+        return [{"prompt": text, "completion": f" {rest}"} for _ in range(64)]
+    return [
+        {"prompt": f"{text} w{number}", "chosen": f" {rest[:-6]}", "rejected": f" {rest[:-4]}9"}
+        for number in range(64)
+    ]
+
+
+def reward(completions: list[str], **columns: Any) -> list[float]:
+    """Something that differs."""
+    return [float(len(text) % 7) for text in completions]
+
+
+def status(name: str) -> int:
+    """A number of /proc/self/status, in bytes."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1]) * 1024
+
+
+def measure(number: int) -> dict[str, Any]:
+    """One configuration in this process: what was estimated, and what it took."""
+    from toolkit.pipeline import stage_module
+    from toolkit.preflight import data, fits
+    from toolkit.preflight.findings import Findings
+    from toolkit.preflight.look import Look, Options, config_of
+    from toolkit.recipe import recipe_from_keywords
+
+    what, stage, shape, _, length, keys = TABLE[number]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        # in a process of its own: nothing of it is left in this one
+        subprocess.run(
+            [sys.executable, __file__, "--base", f"{number}:{folder / 'base'}"], check=True
+        )
+        rows = rows_of(stage, length)
+        file = folder / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        given: dict[str, Any] = {
+            "model_name_or_path": str(folder / "base"), "dataset_name": str(file),
+            "output_dir": str(folder / "run"), "max_steps": 2, "max_length": None, "report_to": "none",
+            "save_strategy": "no", "lora_r": 16,
+        } | keys  # fmt: skip
+        if stage in ("grpo", "ppo"):
+            given |= {"reward_funcs": [f"{Path(__file__)}:reward"]}
+            given.pop("max_length")
+        recipe = recipe_from_keywords(stage, **given)
+        module = stage_module(stage)
+        runtime = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        trainer = module.build(recipe.stages[0], output_dir=folder / "run", earlier={})
+        loaded = status("VmHWM")
+        trainer.train()
+        peak = status("VmHWM")
+        del trainer
+        look = Look(
+            recipe, recipe.stages[0], Findings(), Options(), config=config_of(recipe.stages[0])
+        )
+        data.check(look)
+        asked = fits.asked_of(look)
+        found = fits.need(look.stage, look.config, asked, device="cpu", runtime=runtime)
+    line = {"what": what, "stage": stage, "length": asked.length, "rows": asked.rows}
+    return line | {"runtime": runtime, "loaded": loaded, "measured": peak} | found.as_dict()
+
+
+def row(found: dict[str, Any]) -> str:
+    """A line of the table in docs/preflight.md."""
+    own, taken = found["peak"] - found["runtime"], found["measured"] - found["runtime"]
+    cells = [
+        found["stage"], found["what"], f"{found['rows']} × {found['length']}",
+        f"{found['runtime'] / 1e6:,.0f}", f"{found['measured'] / 1e6:,.0f}",
+        f"{found['peak'] / 1e6:,.0f}", f"{found['peak'] / found['measured'] - 1:+.1%}",
+        f"{taken / 1e6:,.0f}", f"{own / 1e6:,.0f}", f"{own / taken - 1:+.1%}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    asked_for = argparse.ArgumentParser()
+    asked_for.add_argument("--only", type=int, action="append")
+    asked_for.add_argument("--one", type=int)
+    asked_for.add_argument("--base")
+    options = asked_for.parse_args()
+    if options.base:
+        index, _, where = options.base.partition(":")
+        save_base(TABLE[int(index)][2], TABLE[int(index)][3], Path(where))
+    elif options.one is not None:
+        sys.stdout.write(f"FOUND {json.dumps(measure(options.one))}\n")
+    else:
+        for each in options.only or range(len(TABLE)):
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", str(each)],
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            said = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+            if not said:
+                sys.stdout.write(f"{each} failed: {done.stderr[-3000:]}\n")
+                continue
+            fields = json.loads(said[-1].removeprefix("FOUND "))
+            sys.stdout.write(f"{row(fields)}\n")
+            sys.stderr.write(f"{said[-1]}\n")
+            sys.stdout.flush()
