@@ -3,14 +3,14 @@
     python docs/memory_check.py              every configuration, each in a fresh process
     python docs/memory_check.py --only 3     one of them
 
-Each process loads a random base from disk and trains two optimizer steps of the real stage. What it
-takes is the largest resident set (VmHWM, Linux), counted from a reset after the libraries were
-imported, so that what Python and they hold is in it as it is, and what importing them took is not.
+Each process loads a random base from disk and trains two optimizer steps of the real stage. It is
+forked after the libraries are imported. What it takes is its largest resident set (VmHWM, Linux),
+which has in it what Python and the libraries hold.
 """
 
 import argparse
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from pathlib import Path
@@ -87,7 +87,7 @@ def status(name: str) -> int:
     return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1]) * 1024
 
 
-def measure(number: int) -> dict[str, Any]:
+def measure(number: int, folder: Path) -> dict[str, Any]:
     """One configuration in this process: what was estimated, and what it took."""
     from toolkit.pipeline import stage_module
     from toolkit.preflight import data, fits
@@ -95,39 +95,31 @@ def measure(number: int) -> dict[str, Any]:
     from toolkit.preflight.look import Look, Options, config_of
     from toolkit.recipe import recipe_from_keywords
 
-    what, stage, shape, _, length, keys = TABLE[number]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        # in a process of its own: nothing of it is left in this one
-        subprocess.run(
-            [sys.executable, __file__, "--base", f"{number}:{folder / 'base'}"], check=True
-        )
-        rows = rows_of(stage, length)
-        file = folder / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        given: dict[str, Any] = {
-            "model_name_or_path": str(folder / "base"), "dataset_name": str(file),
-            "output_dir": str(folder / "run"), "max_steps": 2, "max_length": None, "report_to": "none",
-            "save_strategy": "no", "lora_r": 16,
-        } | keys  # fmt: skip
-        if stage in ("grpo", "ppo"):
-            given |= {"reward_funcs": [f"{Path(__file__)}:reward"]}
-            given.pop("max_length")
-        recipe = recipe_from_keywords(stage, **given)
-        module = stage_module(stage)
-        runtime = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        trainer = module.build(recipe.stages[0], output_dir=folder / "run", earlier={})
-        loaded = status("VmHWM")
-        trainer.train()
-        peak = status("VmHWM")
-        del trainer
-        look = Look(
-            recipe, recipe.stages[0], Findings(), Options(), config=config_of(recipe.stages[0])
-        )
-        data.check(look)
-        asked = fits.asked_of(look)
-        found = fits.need(look.stage, look.config, asked, device="cpu", runtime=runtime)
+    what, stage, _, _, length, keys = TABLE[number]
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(stage, length)))
+    given: dict[str, Any] = {
+        "model_name_or_path": str(folder / "base"), "dataset_name": str(file), "max_steps": 2,
+        "output_dir": str(folder / "run"), "report_to": "none", "save_strategy": "no", "lora_r": 16,
+    }  # fmt: skip
+    given |= (
+        {"reward_funcs": [f"{Path(__file__)}:reward"]}
+        if stage in ("grpo", "ppo")
+        else {"max_length": None}
+    )
+    recipe = recipe_from_keywords(stage, **given | keys)
+    module = stage_module(stage)
+    runtime = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    trainer = module.build(recipe.stages[0], output_dir=folder / "run", earlier={})
+    loaded = status("VmHWM")
+    trainer.train()
+    peak = status("VmHWM")
+    del trainer
+    look = Look(recipe, recipe.stages[0], Findings(), Options(), config=config_of(recipe.stages[0]))
+    data.check(look)
+    asked = fits.asked_of(look)
+    found = fits.need(look.stage, look.config, asked, device="cpu", runtime=runtime)
     line = {"what": what, "stage": stage, "length": asked.length, "rows": asked.rows}
     return line | {"runtime": runtime, "loaded": loaded, "measured": peak} | found.as_dict()
 
@@ -144,30 +136,36 @@ def row(found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def in_a_process(work: Any, *given: Any) -> Any:
+    """What a function gives in a process of its own, which has the libraries of this one."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    child = context.Process(target=lambda: theirs.send(work(*given)))
+    child.start()
+    theirs.close()
+    try:
+        return mine.recv()
+    finally:
+        child.join()
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--only", type=int, action="append")
+    asked = arguments.parse_args()
+    from toolkit.pipeline import stage_module
+
+    for stage in dict.fromkeys(each[1] for each in TABLE):
+        stage_module(stage)
+    for number in asked.only or range(len(TABLE)):
+        with tempfile.TemporaryDirectory() as place:
+            in_a_process(save_base, TABLE[number][2], TABLE[number][3], Path(place) / "base")
+            found = in_a_process(measure, number, Path(place))
+        sys.stdout.write(f"{row(found)}\n")
+        sys.stderr.write(f"{json.dumps(found)}\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    asked_for = argparse.ArgumentParser()
-    asked_for.add_argument("--only", type=int, action="append")
-    asked_for.add_argument("--one", type=int)
-    asked_for.add_argument("--base")
-    options = asked_for.parse_args()
-    if options.base:
-        index, _, where = options.base.partition(":")
-        save_base(TABLE[int(index)][2], TABLE[int(index)][3], Path(where))
-    elif options.one is not None:
-        sys.stdout.write(f"FOUND {json.dumps(measure(options.one))}\n")
-    else:
-        for each in options.only or range(len(TABLE)):
-            done = subprocess.run(
-                [sys.executable, __file__, "--one", str(each)],
-                check=False,
-                capture_output=True,
-                text=True,
-            )
-            said = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-            if not said:
-                sys.stdout.write(f"{each} failed: {done.stderr[-3000:]}\n")
-                continue
-            fields = json.loads(said[-1].removeprefix("FOUND "))
-            sys.stdout.write(f"{row(fields)}\n")
-            sys.stderr.write(f"{said[-1]}\n")
-            sys.stdout.flush()
+    main()

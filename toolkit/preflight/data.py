@@ -17,7 +17,7 @@ from toolkit.data.held_out import digests
 from toolkit.data.pairs import tokenize_pairs
 from toolkit.data.plans import FIELDS
 from toolkit.data.prompts import prompt_lengths
-from toolkit.data.sequence_report import check_stops, readable
+from toolkit.data.sequence_report import SequenceReport, check_stops, readable
 from toolkit.data.sources import Rows, load_rows
 from toolkit.evaluation.tasks import load_tasks
 from toolkit.preflight.look import Look
@@ -56,8 +56,10 @@ def check(look: Look) -> None:
         look.tokenizer, change = chat_tokenizer(stage, look.parent(), None, rows.conversational)
         for line in change.notes:
             look.ok("template", line)
-        tokens(look, stage, rows)
+        report = tokens(look, stage, rows)
         doubled(look, rows)
+        if report is not None:
+            check_stops(report)
 
 
 def told_of(look: Look, rows: Rows) -> None:
@@ -111,9 +113,10 @@ def few(look: Look, rows: Rows) -> Rows:
     return rows
 
 
-def tokens(look: Look, stage: StageRecipe, rows: Rows) -> None:
-    """Lengths, the share that is trained, and what is cut."""
+def tokens(look: Look, stage: StageRecipe, rows: Rows) -> SequenceReport | None:
+    """Lengths, the share that is trained, and what is cut; of sequences, the account of it."""
     assert look.tokenizer is not None
+    report = None
     if rows.format == "prompt":
         _, look.lengths = prompt_lengths(rows.train, look.tokenizer, bad=rows.bad)
         look.ok(SUBJECT, f"{look.total:,} prompts; {spread(look.lengths)}")
@@ -131,14 +134,15 @@ def tokens(look: Look, stage: StageRecipe, rows: Rows) -> None:
             pair_shown(look, row) for row in first(look, found.dataset)
         ]
     else:
-        trained(look, stage, rows)
+        report = trained(look, stage, rows)
     look.note(
         SUBJECT, format=rows.format, rows=look.total, sampled=len(rows.train),
         held_out=len(rows.eval) if rows.eval is not None else 0, **numbers(look.lengths),
     )  # fmt: skip
+    return report
 
 
-def trained(look: Look, stage: StageRecipe, rows: Rows) -> None:
+def trained(look: Look, stage: StageRecipe, rows: Rows) -> SequenceReport:
     """Of sequences: what carries loss, and what truncation costs."""
     assert look.tokenizer is not None
     whole = replace(stage, written={**stage.written, "max_length": None})
@@ -173,7 +177,7 @@ def trained(look: Look, stage: StageRecipe, rows: Rows) -> None:
     look.findings.samples[look.name] = [
         inspect.render(row, look.tokenizer) for row in first(look, found.dataset)
     ]
-    check_stops(report)
+    return report
 
 
 def doubled(look: Look, rows: Rows) -> None:
