@@ -13,7 +13,7 @@ from toolkit.commands import checking
 from toolkit.commands.artefacts import compare, env, merge, push, report, verify
 from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
 from toolkit.commands.words import count, parser
-from toolkit.errors import ToolkitError, TrainingError, UsageError
+from toolkit.errors import RecipeError, ToolkitError, TrainingError, UsageError
 from toolkit.quiet import quiet_libraries
 from toolkit.recipe import (
     STAGES,
@@ -184,7 +184,12 @@ def check(words: list[str]) -> int:
     """`toolkit check RECIPE [--keys] [--json] [--time] [--step] [--gpu NAME --price P]`."""
     arguments = parser("check", checking.USAGE, "Say whether a recipe can work.")
     checking.flags(arguments)
-    parsed, recipe = with_recipe(arguments, words)
+    try:
+        parsed, recipe = with_recipe(arguments, words)
+    except RecipeError as error:
+        if "--json" in words:
+            return checking.broken(error)
+        raise
     if not parsed.keys:
         return checking.check(recipe, parsed)
     stages = ", ".join(stage.name for stage in recipe.stages)

@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 
 from toolkit.commands.words import count, seconds
+from toolkit.errors import ToolkitError
 from toolkit.recipe import Recipe
 
 USAGE = (
@@ -25,6 +26,16 @@ def flags(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument("--price", type=seconds, metavar="PER_HOUR")
     arguments.add_argument("--num_devices", type=count, default=1, metavar="N")
     arguments.add_argument("--memory", type=seconds, metavar="GIB")
+
+
+def broken(error: ToolkitError) -> int:
+    """Print the report of a recipe whose keys are wrong, as JSON; returns the exit code."""
+    finding = {
+        "subject": "keys", "level": "error", "line": str(error), "fix": "", "stage": "",
+        "exit_code": error.exit_code,
+    }  # fmt: skip
+    print(json.dumps({"exit_code": error.exit_code, "findings": [finding]}, ensure_ascii=False))
+    return error.exit_code
 
 
 def check(recipe: Recipe, asked: argparse.Namespace) -> int:

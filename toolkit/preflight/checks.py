@@ -1,6 +1,5 @@
 """Everything that can be known of a recipe before it is run, stage by stage."""
 
-from toolkit.errors import ToolkitError
 from toolkit.preflight import data, fits, places, price, real, rewards, schedule, template
 from toolkit.preflight.findings import OK, Findings
 from toolkit.preflight.look import Look, Options
@@ -39,11 +38,4 @@ def check(recipe: Recipe, options: Options) -> Findings:
         for subject, function in CHECKS:
             with found.catching(subject, stage.name):
                 function(look)
-    return found
-
-
-def broken(path: str, error: ToolkitError) -> Findings:
-    """The report of a recipe that cannot be read."""
-    found = Findings(path)
-    found.add("keys", "error", str(error), code=error.exit_code)
     return found

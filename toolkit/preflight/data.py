@@ -19,6 +19,7 @@ from toolkit.data.plans import FIELDS
 from toolkit.data.prompts import prompt_lengths
 from toolkit.data.sequence_report import SequenceReport, check_stops, readable
 from toolkit.data.sources import Rows, load_rows
+from toolkit.errors import ToolkitError
 from toolkit.evaluation.tasks import load_tasks
 from toolkit.preflight.look import Look
 from toolkit.recipe import StageRecipe
@@ -96,7 +97,10 @@ def sampled_lines(look: Look) -> Iterator[StageRecipe]:
             for line in stream:
                 kept.write(line if at in drawn else b"\n")
                 at += bool(line.strip())
-        yield replace(look.stage, written={**look.stage.written, "dataset_name": str(copy)})
+        try:
+            yield replace(look.stage, written={**look.stage.written, "dataset_name": str(copy)})
+        except ToolkitError as error:
+            raise type(error)(str(error).replace(str(copy), str(path))) from error
 
 
 def few(look: Look, rows: Rows) -> Rows:
@@ -189,8 +193,7 @@ def doubled(look: Look, rows: Rows) -> None:
         look.ok(SUBJECT, "no row is there twice")
         return
     most = max(counts.values())
-    level = look.warn
-    level(
+    look.warn(
         SUBJECT, f"{extra:,} of {len(rows.train):,} rows are copies of another; one is there "
         f"{most:,} times", "take them out, or count them as weights that you meant",
     )  # fmt: skip
@@ -198,7 +201,11 @@ def doubled(look: Look, rows: Rows) -> None:
 
 def first(look: Look, dataset: Any) -> Iterator[Any]:
     """The rows that are shown."""
-    return (dataset[at] for at in range(min(look.options.shown, len(dataset))))
+    named = str(look.stage.get("dataset_name"))
+    for at in range(min(look.options.shown, len(dataset))):
+        row = dataset[at]
+        is_copy = Path(row["source"]).name == Path(named).name  # of a large file
+        yield {**row, "source": named} if is_copy else row
 
 
 def shown_prompts(look: Look, rows: Rows) -> None:

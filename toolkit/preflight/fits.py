@@ -12,7 +12,7 @@ from toolkit.preflight import places
 from toolkit.preflight.look import Look
 from toolkit.preflight.memory import PAIRS, ROLLOUTS, Asked, Need, need
 from toolkit.preflight.price import device_named
-from toolkit.preflight.schedule import plan
+from toolkit.preflight.schedule import plan, times
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import batch_arguments
 from toolkit.stages.disk import in_units
@@ -43,9 +43,10 @@ def check(look: Look) -> None:
         )
     else:
         look.ok(SUBJECT, line)
-    trained = found.optimizer_weights
+    steps = plan(look)
+    saves = times(look.stage, "save", steps.steps) if steps else 0
     saved = found.gradients if look.stage.get("use_peft") else found.base
-    places.disk(look, saved, trained)
+    places.disk(look, saved, found.optimizer_weights, saves)
 
 
 def asked_of(look: Look) -> Asked:
@@ -114,9 +115,9 @@ def remedy(look: Look, asked: Asked, kind: str, runtime: int, have: float) -> st
 def changes(look: Look, asked: Asked) -> Iterator[tuple[StageRecipe, Asked, str]]:
     """What can be changed, the harmless first."""
     stage = look.stage
-    total = asked.rows * (batch_arguments(stage) or stage.written | {
-        "gradient_accumulation_steps": stage["gradient_accumulation_steps"]
-    })["gradient_accumulation_steps"] * processes()  # fmt: skip
+    each = stage["gradient_accumulation_steps"]
+    each = batch_arguments(stage).get("gradient_accumulation_steps", each)
+    total = asked.rows * int(each) * processes()
     if not stage["gradient_checkpointing"]:
         yield changed(stage, gradient_checkpointing=True), asked, "gradient_checkpointing: true"
     stage = changed(stage, gradient_checkpointing=True)

@@ -1,6 +1,5 @@
 """What a recipe names and needs: base, adapters, data, disk, devices, and the sandbox."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from toolkit.preflight.look import Look, config_of
 from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards.sandbox import Limits, check_isolation
 from toolkit.stages.arguments import batch_arguments
-from toolkit.stages.disk import OPTIMIZER_BYTES, ROOM, free, in_units
+from toolkit.stages.disk import OPTIMIZER_BYTES, free, in_units
 from toolkit.stages.processes import on_cpu, processes
 
 SUBJECT = "places"
 SHARDS = ("*.safetensors", "*.bin")
+MANY = 10  # checkpoints
 
 
 def check(look: Look) -> None:
@@ -138,30 +138,28 @@ def sandbox(look: Look) -> None:
         look.ok(SUBJECT, f"sandbox: {limits.isolation} works here")
 
 
-def disk(look: Look, saved: int, trained: int) -> None:
+def disk(look: Look, saved: int, trained: int, saves: int) -> None:
     """Whether the disk has room for what a stage saves.
 
     Args:
         look: the stage.
         saved: bytes of the weights that a checkpoint holds.
         trained: how many weights the optimizer remembers.
+        saves: how often it saves.
     """
-    if look.stage["save_strategy"] == "no":
-        kept = 0
-    else:
-        kept = max(ROOM, int(look.stage["save_total_limit"] or 0) + 1)
+    limit = look.stage["save_total_limit"]
+    # an old one stays until a new one is whole
+    kept = saves if limit is None else min(saves, int(limit) + 1)
     each = saved + OPTIMIZER_BYTES * trained
     need, have = kept * each + saved, free(look.folder)
     look.note(SUBJECT, checkpoint_bytes=each, disk_bytes=need, free_bytes=have)
     line = (
         f"disk: a checkpoint takes {in_units(each)}, all that is kept {in_units(need)}; "
-        f"{in_units(have)} are free at {os.path.relpath(look.folder)}"
+        f"{in_units(have)} are free"
     )
     if have < need:
-        look.error(SUBJECT, line, "make room, or lower save_total_limit", code=5)
+        look.error(SUBJECT, line, "make room, or write save_total_limit: 1", code=5)
+    elif limit is None and saves > MANY:
+        look.warn(SUBJECT, f"{line}; every checkpoint is kept", "save_total_limit: 2")
     else:
         look.ok(SUBJECT, line)
-    if kept and look.stage["save_total_limit"] is None:
-        look.warn(
-            SUBJECT, "every checkpoint is kept", f"save_total_limit: 2 keeps {in_units(2 * each)}"
-        )

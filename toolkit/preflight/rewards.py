@@ -12,10 +12,11 @@ from toolkit.data.prompts import GOLD, OTHER_GOLD
 from toolkit.errors import ToolkitError
 from toolkit.preflight.look import Look
 from toolkit.recipe.keys import ADAPTER
-from toolkit.rewards import checked, load_reward
+from toolkit.rewards import OnError, checked, load_reward
 
 SUBJECT = "rewards"
 ROWS = 8
+PATIENCE = 60.0  # seconds for a call of eight answers
 SLOW = 0.2  # seconds for one completion, above which a rollout waits for it
 LONG = "and so on and on " * 1200
 HOSTILE = (
@@ -30,6 +31,8 @@ WRONG = "I do not know that, and I shall not guess."
 FORMS = ("{}", "The answer is {}.", "\\boxed{{{}}}", "<think>I count.</think><answer>{}</answer>")
 """How a right answer may be said; a reward may ask for one of them."""
 Values = list[float | None]
+# What says nothing about whether an answer is right
+OF_FORM = ("length", "repetition", "language", "get_soft_overlong_punishment")
 
 
 def check(look: Look) -> None:
@@ -52,7 +55,8 @@ def check(look: Look) -> None:
 def tried(look: Look, entry: Any) -> None:
     """One reward."""
     name = str(entry.get("name") if isinstance(entry, Mapping) else entry)
-    function = checked(load_reward(entry), name=name, tell=lambda line: None)
+    failing = OnError(seconds=look.stage.get("reward_timeout") or PATIENCE)
+    function = checked(load_reward(entry), name=name, tell=lambda line: None, on_error=failing)
     rows = first_rows(look)
     golds = gold_of(rows)
     found: dict[str, Values] = {}
@@ -71,7 +75,8 @@ def tried(look: Look, entry: Any) -> None:
         SUBJECT,
         **{name: {k: summary(v) for k, v in found.items()} | {"seconds_per_call": slowest}},
     )
-    judge(look, name, best if golds else None, wrong, found)
+    gold = best if golds and name not in OF_FORM else None
+    judge(look, name, gold, wrong, found)
     if slowest > SLOW:
         look.warn(
             SUBJECT, f"{name}: {slowest:.2f} s for a completion at worst; a rollout waits for it",
@@ -99,7 +104,7 @@ def judge(
     if gold is None:
         spread = "one value for everything" if len(flat) == 1 else text
         (look.warn if len(flat) == 1 else look.ok)(
-            SUBJECT, f"{name}: {spread} (the rows have no gold answer)"
+            SUBJECT, f"{name}: {spread} (no gold answer to compare with)"
         )
         return
     right = [value for value in gold if value is not None]
@@ -111,15 +116,13 @@ def judge(
             "look at the column that it reads",
             4,
         )
-    elif (len(flat) > 1 and max(right) <= min(flat)) or set(right) == {0.0}:
+    elif max(right) <= min(flat):
         look.error(
             SUBJECT, f"{name}: this reward gives {right[0]:.1f} to all {len(right)} gold answers",
             "look at the form of answer that it asks for, and at the column that it reads", 4,
         )  # fmt: skip
     elif wrong and mean(right) <= mean(wrong) and name in ("answer", "choice", "code"):
         look.error(SUBJECT, f"{name}: gold answers get no more than wrong ones ({text})", "", 4)
-    elif len(flat) == 1:
-        look.warn(SUBJECT, f"{name}: {flat[0]:g} for everything: no learning signal", "")
     elif hostile and max(hostile) > max(right):
         look.warn(
             SUBJECT,

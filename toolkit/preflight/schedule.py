@@ -10,6 +10,7 @@ from toolkit.stages.arguments import batch_arguments
 from toolkit.stages.processes import processes
 
 SUBJECT = "schedule"
+LONG = 50  # steps, of which one would not lose all
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Plan:
 def plan(look: Look) -> Plan | None:
     """The steps that a stage will take; None if its rows are not known."""
     stage = look.stage
-    if not look.trains or not (look.lengths or look.total):
+    if not look.lengths or not look.trains:
         return None
     batches = batch_arguments(stage)
     each = batches.get("per_device_train_batch_size", int(stage["per_device_train_batch_size"]))
@@ -48,15 +49,14 @@ def plan(look: Look) -> Plan | None:
         return rollouts(look, each, times, batch)
     count = sequences(look)
     steps = length(stage, count, batch)
-    mean = sum(look.lengths) / len(look.lengths) if look.lengths else float(stage["max_length"])
+    mean = sum(look.lengths) / len(look.lengths)
     pairs = 2 if stage.stage in ("reward", "dpo") else 1
     return Plan(steps, batch, each, times, round(steps * batch * mean * pairs))
 
 
 def sequences(look: Look) -> int:
     """How many sequences there are to train, where a sample was looked at by its share."""
-    if look.rows is None or not look.lengths:
-        return look.total
+    assert look.rows is not None
     seen = len(look.lengths) / max(1, len(look.rows.train)) * look.total
     if look.stage.get("packing"):
         seen = seen * (sum(look.lengths) / len(look.lengths)) / int(look.stage["max_length"] or 1)
@@ -97,6 +97,8 @@ def check(look: Look) -> None:
     """Say how long it is, and what never happens."""
     found = plan(look)
     if found is None:
+        if look.stage.stage == "pretrain":
+            look.warn(SUBJECT, "unchecked: the tokenizer that would count is trained in the stage")
         return
     stage = look.stage
     warm = warmup(stage, found.steps)
@@ -123,7 +125,7 @@ def check(look: Look) -> None:
         look.warn(
             SUBJECT, f"{found.steps} steps are very few", "more rows or epochs, or a smaller batch"
         )
-    if stage["save_strategy"] != "no" and not saves:
+    if stage["save_strategy"] == "steps" and not saves and found.steps >= LONG:
         look.warn(
             SUBJECT, f"save_steps {stage['save_steps']:g} is more than the run: nothing is saved "
             "before its end", f"save_steps: {max(1, found.steps // 4)}",

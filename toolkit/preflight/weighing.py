@@ -7,7 +7,7 @@ kernel keeps: torch would choose another one for tensors without memory.
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,8 +71,9 @@ def weightless(device: str) -> Iterator[Held]:
         device: where they would be; it decides what TRL's head needs.
     """
     with ExitStack() as changed:
-        # it knows no device without memory (TRL 1.16, kernels/chunked_logprob.py, asks it)
+        # it knows no device without memory; TRL 1.16 (kernels/chunked_logprob.py) asks it
         changed.enter_context(swapped(torch, "is_autocast_enabled", lambda *device: False))
+        changed.enter_context(swapped(torch, "autocast", lambda *a, **k: nullcontext()))
         if device == "cuda":  # there its kernels work in place
             for name in ("_forward_tile", "_backward_tile"):
                 changed.enter_context(swapped(chunked_logprob, name, lambda *a, **k: None))
