@@ -25,6 +25,11 @@ from toolkit.recipe.keys import ADAPTER
 STATE = {"8bit": 2, "sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4, "lion": 4, "8bit_lion": 1}
 ADAM = 8
 SAMPLING = 5  # tensors of (completions, vocabulary) in float32 while a token is drawn
+# What TRL 1.16's head measures of each token beside its probability, by its trainers
+MEASURED = {
+    "sft": ("entropy", "is_top1"), "dpo": ("entropy", "mean_logits", "is_top1"),
+    "grpo": ("entropy",), "ppo": ("entropy",),
+}  # fmt: skip
 ROLLOUTS = ("grpo", "ppo")
 PAIRS = ("reward", "dpo")
 
@@ -135,16 +140,15 @@ def weigh(
     gc.collect()
     base = held.now
     if recipe.stage not in ("reward", "pretrain"):
-        add_fused_lm_head(model)
+        add_fused_lm_head(model, outputs=("log_probs", *MEASURED[recipe.stage]))
     trained, frozen = with_adapters(recipe, model)
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
-    size = sum(weight.numel() for weight in weights)
     gradients = bytes_of(weights)
     found = Need(
         base=base,
         adapters=held.now - base + frozen,
         gradients=gradients,
-        optimizer=size * state_bytes(str(recipe["optim"])),
+        optimizer=gradients // 4 * state_bytes(str(recipe["optim"])),
         runtime=runtime,
     )
     if mixed(recipe, device):
@@ -224,7 +228,7 @@ def stepped(
     """With what one batch needs, forth and back."""
     model.train()
     if recipe["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         model.enable_input_require_grads()
     before: list[int] = []
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -237,12 +241,13 @@ def stepped(
     forth = held.peak
     loss.backward()
     hook.remove()
-    activations = before[0] - start
+    # the critic's pass is kept too, a reference's is not
+    after = before[-1] if recipe.stage == "ppo" else before[0]
     return replace(
         found,
-        activations=activations,
-        logits=max(0, forth - before[0]),
-        working=max(0, held.peak - max(forth, before[0])),
+        activations=after - start,
+        logits=max(0, forth - after),
+        working=max(0, held.peak - max(forth, after)),
     )
 
 
@@ -276,19 +281,17 @@ def sampled(
     if recipe["use_vllm"]:
         return found
     model.eval()
-    start = held.now
     held.forget()
     ids = torch.zeros(asked.sampled, asked.prompt, dtype=torch.long)
     with torch.no_grad():
         mask = torch.ones_like(ids)
         said = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
-    prompts, first = held.now - start, held.peak - held.now
+    first = held.peak - held.now
     vocabulary = said.logits.shape[-1]
     cached = bytes_of(
         t for layer in said.past_key_values.layers for t in (layer.keys, layer.values)
     )
     cache = cached * (asked.prompt + asked.completion) // asked.prompt
-    del said, prompts
     sampling = max(SAMPLING * 4 * vocabulary * asked.sampled, first)
     return replace(found, cache=cache, sampling=sampling + merged(model, device))
 
