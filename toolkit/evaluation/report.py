@@ -9,6 +9,7 @@ from typing import Any
 from toolkit.evaluation.graded import Graded, Key
 from toolkit.evaluation.intervals import mcnemar_exact
 from toolkit.evaluation.metrics import ExamAccuracy
+from toolkit.evaluation.scaling import scaling_points
 from toolkit.evaluation.selection import share_voted, shares_best
 from toolkit.evaluation.working import gains, shown
 
@@ -31,7 +32,7 @@ class Asked:
 
 
 def exam_report(graded: Sequence[Graded], asked: Asked | None = None) -> dict[str, Any]:
-    """The rows of an exam as `exam`, their `comparisons`, and the `gains` by showing the working.
+    """The rows of an exam as `exam`, their `comparisons`, `gains` by showing the working, `scaling`.
 
     Args:
         graded: every completion, those of a model together.
@@ -44,7 +45,18 @@ def exam_report(graded: Sequence[Graded], asked: Asked | None = None) -> dict[st
         "exam": rows,
         "comparisons": comparisons(graded, asked.started),
         "gains": gains(rows, pairs),
+        "scaling": scaling(graded, asked),
     }
+
+
+def scaling(graded: Sequence[Graded], asked: Asked) -> list[dict[str, Any]]:
+    """Of every stage and task with samples, accuracy against tokens; see `scaling_points`."""
+    return [
+        {"stage": stage, "task": task, **point}
+        for (stage, task), answers in _grouped(graded).items()
+        if (samples := [answer for answer in answers if answer.sample is not None])
+        for point in scaling_points(_by_question(samples), asked.scores)
+    ]
 
 
 def exam_rows(graded: Sequence[Graded], asked: Asked | None = None) -> list[dict[str, Any]]:

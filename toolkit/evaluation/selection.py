@@ -1,9 +1,9 @@
 """One answer out of several samples of a question: what most of them say, or what is scored best."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from toolkit.evaluation.graded import Graded, Key
+from toolkit.inference.thinking.tally import highest, leader, tally
 
 FEW = 8
 """Best-of-n is reported of so many first samples, and of all."""
@@ -24,9 +24,8 @@ def vote(samples: Sequence[Graded]) -> bool:
         Wang et al. 2022, "Self-Consistency Improves Chain of Thought Reasoning in Language Models".
     """
     voting = [sample for sample in samples if sample.stopped and sample.said is not None]
-    # most_common keeps the order of equal counts
-    first = Counter(sample.said for sample in voting).most_common(1)
-    return any(sample.right for sample in voting if sample.said == first[0][0]) if first else False
+    first = leader(tally([sample.said for sample in voting]))
+    return any(sample.right for sample in voting if sample.said == first)
 
 
 def best(samples: Sequence[Graded], scores: Sequence[float | None]) -> bool:
@@ -36,13 +35,8 @@ def best(samples: Sequence[Graded], scores: Sequence[float | None]) -> bool:
         samples: of one question.
         scores: of each; None is no score, and where there is none at all nothing is chosen.
     """
-    known = [
-        (score, sample) for score, sample in zip(scores, samples, strict=True) if score is not None
-    ]
-    if not known:
-        return False
-    chosen = max(known, key=lambda pair: pair[0])[1]
-    return chosen.right and chosen.stopped
+    place = highest(scores)
+    return place is not None and samples[place].right and samples[place].stopped
 
 
 def share_voted(questions: Sequence[Sequence[Graded]]) -> float:

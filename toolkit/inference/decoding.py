@@ -3,7 +3,8 @@
 Shapes: B rows of a batch, S steps at most, V words of the vocabulary.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from toolkit.errors import TrainingError
+from toolkit.inference.engine import Prompt
 
 
 def uniforms(seeds: Sequence[int], steps: int) -> Tensor:
@@ -156,5 +158,45 @@ class StopStrings(StoppingCriteria):
                 text = self.tokenizer.decode(tails[row], skip_special_tokens=True)
                 if any(string in text for string in strings):
                     self.lengths[row] = length
+        done = [length is not None for length in self.lengths]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class Limits(StoppingCriteria):
+    """Ends each row at its own number of tokens, or with the step in which its time runs out.
+
+    Args:
+        prompts: the batch, with `max_tokens` and `deadline`.
+        prompt_length: tokens of the padded prompts.
+        clock: gives the seconds that deadlines are in.
+
+    Attributes:
+        lengths: how many tokens a row had when it came to its limit; None if it did not.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        prompt_length: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.prompts = prompts
+        self.prompt_length = prompt_length
+        self.clock = clock
+        self.lengths: list[int | None] = [None] * len(prompts)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any row has a limit of its own."""
+        return any(each.max_tokens is not None or each.deadline is not None for each in self.prompts)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """Whether each row has come to its limit; bool, shape (B,)."""
+        length, now = input_ids.shape[1] - self.prompt_length, self.clock()
+        for row, prompt in enumerate(self.prompts):
+            full = prompt.max_tokens is not None and length >= prompt.max_tokens
+            late = prompt.deadline is not None and now >= prompt.deadline
+            if self.lengths[row] is None and (full or late):
+                self.lengths[row] = length
         done = [length is not None for length in self.lengths]
         return torch.tensor(done, device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Completions by transformers' `generate`, batch after batch.
+"""Completions by transformers' `generate`, batch after batch: the engine that runs everywhere.
 
 Greedily, or sampled with each prompt's own seed: then a prompt's completion does not depend on what
 else is in its batch, up to the rounding of the model's own logits, which in float32 changes nothing
@@ -7,7 +7,6 @@ and in half precision may now and then turn one word.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,57 +15,21 @@ from transformers.generation import StoppingCriteriaList
 
 from toolkit.errors import DataError, RecipeError, TrainingError
 from toolkit.inference.batch import Batch
-from toolkit.inference.decoding import RefuseNaN, SeededDraw, StopStrings, uniforms, warpers
+from toolkit.inference.decoding import (
+    Limits,
+    RefuseNaN,
+    SeededDraw,
+    StopStrings,
+    uniforms,
+    warpers,
+)
+from toolkit.inference.engine import Completion, Prompt, Sampling
+from toolkit.inference.lent_adapters import add_adapter, add_judge, speaking
+from toolkit.inference.likelihood import log_probabilities
+from toolkit.inference.likelihood import scores as scores_of
 from toolkit.models.load import stop_token_ids
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen, in the words of a recipe.
-
-    Attributes:
-        max_completion_length: tokens of a completion at most.
-        temperature: 0 takes the likeliest token.
-        top_p: the share of probability that is sampled from.
-        top_k: how many tokens are sampled from; 0 for all.
-    """
-
-    max_completion_length: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is completed.
-
-    Attributes:
-        input_ids: its tokens.
-        seed: the same prompt and seed give the same completion in any batch.
-        stop_strings: what ends the completion beside a stop token, for a base that knows none.
-        where: how messages name it, such as "exam.jsonl, row 3".
-    """
-
-    input_ids: list[int]
-    seed: int = 0
-    stop_strings: tuple[str, ...] = ()
-    where: str = "a prompt"
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote.
-
-    Attributes:
-        text: without stop token, special tokens, and the stop string and what follows it.
-        input_ids: every token it wrote, a stop token included.
-        stopped: whether a stop token or stop string ended it, not `max_completion_length`.
-    """
-
-    text: str
-    input_ids: list[int]
-    stopped: bool
+__all__ = ["Completion", "Prompt", "Sampling", "TransformersEngine"]
 
 
 class TransformersEngine:
@@ -101,8 +64,54 @@ class TransformersEngine:
             TrainingError: if the device has not enough memory, or the model gives NaN.
         """
         for prompt in prompts:
-            self.check_length(prompt, sampling.max_completion_length)
+            self.check_length(prompt, longest(prompt, sampling))
+            speaking(self.model, prompt.adapter)
         return self._batches(prompts, sampling)
+
+    def log_probabilities(
+        self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """As of `Engine`."""
+        found: list[list[float]] = [[] for _ in prompts]
+        for adapter, batch in self._by_adapter(prompts):
+            rows = [(prompts[index].input_ids, answers[index]) for index in batch]
+            with in_evaluation(self.model), speaking(self.model, adapter):
+                for index, row in zip(batch, log_probabilities(self.model, rows), strict=True):
+                    found[index] = row
+        return found
+
+    def add_adapter(self, name: str, directory: str) -> None:
+        """Put another adapter over the same base; a prompt names it in `adapter`.
+
+        Args:
+            name: what prompts call it.
+            directory: its folder or Hub id.
+
+        Raises:
+            RecipeError: if it is none that writes, has other words, or does not fit the base.
+        """
+        self.model = add_adapter(self.model, self.tokenizer, name, directory)
+
+    def add_judge(self, name: str, directory: str) -> None:
+        """Put a reward adapter over the same base, for `scores`; arguments as of `add_adapter`."""
+        self.model = add_judge(self.model, self.tokenizer, name, directory)
+
+    def scores(self, judge: str, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """What a reward adapter gives for whole sequences of a prompt and its answer.
+
+        Args:
+            judge: its name, as of `add_judge`.
+            sequences: token ids, at least one of each.
+        """
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        found = [0.0] * len(sequences)
+        with in_evaluation(self.model):
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                rows = [sequences[index] for index in batch]
+                for index, score in zip(batch, scores_of(self.model, judge, rows), strict=True):
+                    found[index] = score
+        return found
 
     def check_length(self, prompt: Prompt, max_completion_length: int) -> None:
         """Refuse a prompt that is empty, or too long for the model together with its completion."""
@@ -123,11 +132,18 @@ class TransformersEngine:
     def _batches(
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].input_ids))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            completions = self._complete([prompts[index] for index in batch], sampling)
+        for adapter, batch in self._by_adapter(prompts):
+            with speaking(self.model, adapter):
+                completions = self._complete([prompts[index] for index in batch], sampling)
             yield from zip(batch, completions, strict=True)
+
+    def _by_adapter(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str | None, list[int]]]:
+        """Batches of prompts for one adapter each, by their positions; of each the longest first."""
+        for adapter in dict.fromkeys(prompt.adapter for prompt in prompts):
+            mine = [index for index, prompt in enumerate(prompts) if prompt.adapter == adapter]
+            mine.sort(key=lambda index: -len(prompts[index].input_ids))
+            for start in range(0, len(mine), self.batch_size):
+                yield adapter, mine[start : start + self.batch_size]
 
     def _complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
         """The completions of one batch."""
@@ -154,11 +170,13 @@ class TransformersEngine:
         left = [prompts[row] for row in batch.rows]
         length = batch.prompt_length
         ends = StopStrings(self.tokenizer, [prompt.stop_strings for prompt in left], length)
+        limits = Limits(left, length)
+        criteria = [each for each in (ends, limits) if each.is_needed]
         made = self._generate(
             batch.inputs(),
             batch.next_steps(sampling.max_completion_length),
             logits_processor=processors(left, sampling, length, self.model.device),
-            stopping_criteria=StoppingCriteriaList([ends] if ends.is_needed else []),
+            stopping_criteria=StoppingCriteriaList(criteria),
         )
         written = batch.extend(made.sequences, made.past_key_values)
         is_last = batch.steps >= sampling.max_completion_length
@@ -166,9 +184,11 @@ class TransformersEngine:
         remaining: list[int] = []
         for place, row in enumerate(batch.rows):
             ended = ends.lengths[place] is not None or not self.stop_set.isdisjoint(written[place])
-            if ended or is_last:
+            if ended or is_last or limits.lengths[place] is not None:
+                # what comes behind a limit is fill
+                kept = written[place][: limits.lengths[place]]
                 strings = left[place].stop_strings
-                found[row] = self._finish(written[place], ends.lengths[place], strings)
+                found[row] = self._finish(kept, ends.lengths[place], strings)
             else:
                 remaining.append(place)
         batch.keep(remaining)
@@ -199,7 +219,7 @@ class TransformersEngine:
             stop_strings: the prompt's.
         """
         stop = next((i for i, token in enumerate(row) if token in self.stop_ids), None)
-        if length is not None and (stop is None or length <= stop):
+        if length is not None and length <= len(row) and (stop is None or length <= stop):
             kept = written = row[:length]
         elif stop is not None:
             kept, written = row[: stop + 1], row[:stop]
@@ -240,18 +260,33 @@ def as_for_generation(model: Any, config: GenerationConfig) -> Iterator[None]:
     `generate` fills every setting that is not given with the model's own, such as a repetition
     penalty, so the model's own is put aside; all of it is put back.
     """
-    training = [module for module in model.modules() if module.training]
     layers = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     owners = [layer for layer in layers if "generation_config" in vars(layer)]
     settings = [owner.generation_config for owner in owners]
-    model.eval()
     for owner in owners:
         owner.generation_config = config
     try:
-        with torch.inference_mode():
+        with in_evaluation(model):
             yield
     finally:
         for owner, setting in zip(owners, settings, strict=True):
             owner.generation_config = setting
+
+
+@contextmanager
+def in_evaluation(model: Any) -> Iterator[None]:
+    """Put a model into evaluation mode without gradients; what was training trains on afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
         for module in training:
             module.training = True
+
+
+def longest(prompt: Prompt, sampling: Sampling) -> int:
+    """How many tokens the completion of a prompt may have."""
+    own = prompt.max_tokens
+    return sampling.max_completion_length if own is None else min(own, sampling.max_completion_length)

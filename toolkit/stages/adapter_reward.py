@@ -6,11 +6,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import RecipeError
-from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
-from toolkit.models.load import load_tokenizer
+from toolkit.models.heads import add_scalar_heads, check_same_words, load_scalar_adapter
 from toolkit.models.switching import adapter_layers, train_only
 from toolkit.recipe.keys import ADAPTER
 
@@ -86,21 +83,3 @@ class AdapterReward:
         )
         last = (lengths - 1).to(device)[:, None]
         return scalars.gather(1, last)[:, 0].tolist()
-
-
-def check_same_words(directory: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a reward adapter that reads other tokens, or another chat, than the policy writes.
-
-    Raises:
-        RecipeError: naming the adapter and what differs.
-    """
-    own = load_tokenizer(directory)
-    for what, one, other in (
-        ("vocabulary", own.get_vocab(), tokenizer.get_vocab()),
-        ("chat template", own.chat_template, tokenizer.chat_template),
-    ):
-        if one != other:
-            raise RecipeError(
-                f"reward_funcs: {directory} was trained with another {what} than the policy has; "
-                "train both from one stage (start_from), or on one tokenizer"
-            )
