@@ -1268,6 +1268,7 @@ def evaluate(
     tasks: Sequence[Mapping[str, Any]] | None = ...,
     of: Sequence[str] | None = ...,
     num_few_shot: int = ...,
+    thinking: Sequence[str | dict[str, Any]] | None = ...,
     num_generations: int = ...,
     temperature: float = ...,
     top_p: float = ...,

@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.evaluation.graded import Graded, Key
 from toolkit.evaluation.intervals import wilson
 from toolkit.inference.engine import Completion, Prompt, Sampling
-from toolkit.inference.thinking.methods import JUDGED, Method
+from toolkit.inference.thinking.methods import Method
 from toolkit.inference.thinking.running import replay
 from toolkit.inference.thinking.steps import Problem, Thought
 
@@ -52,8 +52,9 @@ def methods_of(n: int, scores: Mapping[str, Scores]) -> Iterator[tuple[Method, s
         for confidence in CONFIDENCES
         if n > 2
     )
-    for name in JUDGED[:2]:
-        yield from ((Method(name, {"n": size}), reward) for reward in scores for size in sizes)
+    for name in ("best_of", "reward_vote"):
+        for reward in scores:  # of one sample there is nothing to choose
+            yield from ((Method(name, {"n": size}), reward) for size in sizes if size > 1)
 
 
 def sizes_of(n: int) -> list[int]:

@@ -188,7 +188,9 @@ class Limits(StoppingCriteria):
     @property
     def is_needed(self) -> bool:
         """Whether any row has a limit of its own."""
-        return any(each.max_tokens is not None or each.deadline is not None for each in self.prompts)
+        return any(
+            each.max_tokens is not None or each.deadline is not None for each in self.prompts
+        )
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """Whether each row has come to its limit; bool, shape (B,)."""

@@ -289,4 +289,6 @@ def in_evaluation(model: Any) -> Iterator[None]:
 def longest(prompt: Prompt, sampling: Sampling) -> int:
     """How many tokens the completion of a prompt may have."""
     own = prompt.max_tokens
-    return sampling.max_completion_length if own is None else min(own, sampling.max_completion_length)
+    return (
+        sampling.max_completion_length if own is None else min(own, sampling.max_completion_length)
+    )

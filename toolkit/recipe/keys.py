@@ -207,6 +207,13 @@ EVALUATE_KEYS = (
     _own("tasks", "list[dict[str, Any]] | None", None, "What is asked, one mapping per task."),
     _own("of", "list[str] | None", None, "What is examined: base, stages, folders or Hub ids."),
     _own("num_few_shot", "int", 4, "Solved examples that are shown to the base."),
+    _own(
+        "thinking",
+        "list[str | dict[str, Any]] | None",
+        None,
+        "Ways of thinking that every model is also examined with: adaptive, or with parameters "
+        "{name: best_of, n: 8, tokens: 400}. The first of reward_funcs judges.",
+    ),
     *SAMPLING_KEYS,
 )
 RANK_KEYS = (

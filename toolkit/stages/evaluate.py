@@ -9,19 +9,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts.manifest import StageResult, write_json
 from toolkit.errors import RecipeError
-from toolkit.evaluation.graded import Graded
+from toolkit.evaluation.graded import Graded, Key
 from toolkit.evaluation.report import Asked, exam_report
 from toolkit.evaluation.samples import side_by_side
 from toolkit.evaluation.table import exam_table
 from toolkit.evaluation.tasks import Task, load_tasks
 from toolkit.inference.sampling import Completion
+from toolkit.inference.thinking.methods import Method
 from toolkit.recipe import StageRecipe
 from toolkit.stages.answered import answered
 from toolkit.stages.examined import Examined, examined_models
+from toolkit.stages.judging import Judging
 from toolkit.stages.processes import is_first_process
 from toolkit.stages.requests import Request, prompts_of, requests, sampled, samples
-from toolkit.stages.scored import Answer, Entry, counts_of, scorers, scores_of
+from toolkit.stages.scored import Answer, Entry, Scorer, counts_of, scorers, scores_of
 from toolkit.stages.terminal import command, console
+from toolkit.stages.thought import check_judge, methods_of, points, thoughts
 
 Line = dict[str, Any]
 """A kept completion; see `line_of`."""
@@ -62,7 +65,9 @@ def run(
             'tasks=[{"name": …, "rows": …}]'
         )
     entries = reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ()
-    scorers(entries, recipe, earlier)  # what is wrong with one shows before the first completion
+    # what is wrong with one shows before the first completion
+    judges, ways = scorers(entries, recipe, earlier), methods_of(recipe)
+    check_judge(ways, judges, recipe.where.get("thinking", "thinking"))
     tasks = load_tasks(recipe["tasks"] or [], where=recipe.where.get("tasks", "tasks"))
     models = examined_models(recipe, earlier, model, processing_class)
     found = [each for one in models for each in examine(one, tasks, recipe, output_dir)]
@@ -76,6 +81,9 @@ def run(
         scores=scores,
     )
     report = report_of(lines, asked, tasks, recipe)
+    if ways:
+        kept = thought_about(found, ways, judges[:1], scores, recipe, output_dir)
+        report["scaling"] += points(kept, ways, judges[0].name if judges else None)
     if is_first_process():
         write_json(output_dir / "report.json", report)
     show(lines, asked, report, output_dir)
@@ -94,6 +102,40 @@ def examine(
     wanted = requests(examined, tasks, recipe)
     lines = answered(examined, wanted, recipe, output_dir, prompts_of=prompts_of, line_of=line_of)
     return [(examined, request, line) for request, line in zip(wanted, lines, strict=True)]
+
+
+def thought_about(
+    found: Sequence[tuple[Examined, Request, Line]],
+    ways: Sequence[Method],
+    judges: Sequence[Scorer],
+    scores: Mapping[str, Mapping[Key, float | None]],
+    recipe: StageRecipe,
+    output_dir: Path,
+) -> list[Line]:
+    """The thoughts of every model, in every way; see `thoughts`.
+
+    Args:
+        found: the exam's completions, with who was asked what.
+        ways: of thinking.
+        judges: the reward that judges, if there is one.
+        scores: of each reward, every sample's score.
+        recipe: the stage's keys.
+        output_dir: the stage's folder.
+    """
+    kept: list[Line] = []
+    for examined in {each.name: each for each, _, _ in found}.values():
+        mine = [(request, line) for each, request, line in found if each is examined]
+        judging = None
+        if judges:
+            of_samples = scores.get(judges[0].name, {})
+            known = {
+                ((*request.key[:3], None), tuple(line["input_ids"])): of_samples[request.key]
+                for request, line in mine
+                if request.key in of_samples
+            }
+            judging = Judging(judges[0], examined, answer_of, known)
+        kept += [dict(each) for each in thoughts(examined, mine, ways, recipe, output_dir, judging)]
+    return kept
 
 
 def started_from(models: Sequence[Examined]) -> dict[str, str]:
@@ -154,7 +196,7 @@ def line_of(request: Request, completion: Completion) -> dict[str, Any]:
     }
 
 
-def answer_of(examined: Examined, request: Request, line: Line) -> Answer:
+def answer_of(examined: Examined, request: Request, line: Mapping[str, Any]) -> Answer:
     """A completion as rewards read it: what was asked as messages, without solved examples."""
     asked = request.asked
     columns: dict[str, Any] = {"question": asked.question, "answer": asked.answer}

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.errors import RecipeError
+from toolkit.models.heads import check_same_words
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER, OURS
-from toolkit.models.heads import check_same_words
 from toolkit.stages.arguments import build_arguments
 from toolkit.stages.grpo import Entry, Prompts, dealt_with, policy, rewarded, run_rollouts
 from toolkit.stages.ppo_config import PPOConfig

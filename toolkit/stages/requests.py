@@ -69,11 +69,16 @@ def requests(examined: Examined, tasks: Sequence[Task], recipe: StageRecipe) -> 
             chosen = (None, *range(samples(recipe)))
             for question, sample in product(range(len(task.questions)), chosen):
                 sampling = sampled(recipe) if sample is not None else greedy(recipe)
-                seed = int(digest_of([recipe["seed"], task.digest, question, sample])[:13], 16)
+                seed = seed_of(recipe, task, question, sample)
                 parts = [FORMAT, examined.identity, task.digest, shots, asdict(sampling), seed]
                 digest = digest_of(parts)
                 found.append(Request(stage, task, question, sample, shots, sampling, seed, digest))
     return found
+
+
+def seed_of(recipe: StageRecipe, task: Task, question: int, sample: int | None) -> int:
+    """The seed of a completion; it is the same in whatever order things are asked."""
+    return int(digest_of([recipe["seed"], task.digest, question, sample])[:13], 16)
 
 
 def samples(recipe: StageRecipe) -> int:

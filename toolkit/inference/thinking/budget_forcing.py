@@ -77,13 +77,12 @@ def go_on(
 ) -> Generator[Step, Any, Completion]:
     """What a model writes behind what is there; see `budget_forcing`."""
     prompt = problem.prompt
-    stops = (*prompt.stop_strings, end) if end else prompt.stop_strings
-    seed = problem.seed_of(prompt.seed, place)
-    behind = replace(
-        prompt, input_ids=[*prompt.input_ids, *ids], seed=seed, stop_strings=stops
-    )
     sampling = replace(problem.sampling, max_completion_length=longest)
-    (made,) = yield from write(replace(problem, sampling=sampling), budget, [behind])
+    (made,) = yield from write(
+        replace(problem, sampling=sampling), budget, [place],
+        input_ids=[*prompt.input_ids, *ids],
+        stop_strings=(*prompt.stop_strings, end) if end else prompt.stop_strings,
+    )  # fmt: skip
     return made
 
 

@@ -110,6 +110,6 @@ def check_value(where: str, key: str, value: Any, kind: type) -> None:
         raise RecipeError(f"{where}: expected {kind.__name__}, found {value!r}"[:300])
     if kind is int and value < LEAST[key]:
         raise RecipeError(f"{where}: expected at least {LEAST[key]}, found {value}")
-    if kind is float and not (0 < value and (key != "confidence" or value <= 1)):
+    if kind is float and not (value > 0 and (key != "confidence" or value <= 1)):
         expected = "a share up to 1" if key == "confidence" else "a number"
         raise RecipeError(f"{where}: expected {expected} above 0, found {value}")

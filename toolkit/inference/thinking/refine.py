@@ -1,7 +1,6 @@
 """Draft, critique, revise: an answer is looked at and written again as long as it gets better."""
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Any
 
 from toolkit.errors import RecipeError
@@ -87,7 +86,5 @@ def say(
     if not budget.left:
         return None
     assert problem.render is not None
-    seed = problem.seed_of(problem.prompt.seed, place)
-    prompt = replace(problem.prompt, input_ids=problem.render(messages), seed=seed)
-    (made,) = yield from write(problem, budget, [prompt])
+    (made,) = yield from write(problem, budget, [place], input_ids=problem.render(messages))
     return made

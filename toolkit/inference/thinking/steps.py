@@ -95,20 +95,22 @@ Thinking = Generator[Step, Any, Thought]
 
 
 def write(
-    problem: Problem, budget: Budget, prompts: Sequence[Prompt]
+    problem: Problem, budget: Budget, places: Sequence[int], **changed: Any
 ) -> Generator[Step, Any, list[Completion]]:
-    """Have prompts completed within the budget, whose tokens they may use up together.
+    """Have the question completed within the budget, whose tokens the completions may use up.
 
     Args:
         problem: the question.
-        budget: there is something left of it.
-        prompts: no more than the budget has room for.
+        budget: has room for so many.
+        places: the positions of the completions among all of the question, which give the seeds.
+        **changed: of the prompt.
     """
     budget.start()
-    sampling = problem.sampling
+    prompt, sampling = problem.prompt, problem.sampling
     limit = min(sampling.max_completion_length, budget.left)
-    limited = [replace(each, max_tokens=limit, deadline=budget.deadline) for each in prompts]
-    made: list[Completion] = yield Write(limited, sampling)
+    own = {"max_tokens": limit, "deadline": budget.deadline, **changed}
+    seeds = [problem.seed_of(prompt.seed, place) for place in places]
+    made: list[Completion] = yield Write([replace(prompt, seed=s, **own) for s in seeds], sampling)
     budget.spend(sum(len(each.input_ids) for each in made))
     return made
 
@@ -131,10 +133,7 @@ def draw(
     longest = problem.sampling.max_completion_length
     while len(found) < n and (room := budget.fits(longest)):
         places = range(first + len(found), first + min(n, len(found) + room))
-        seeds = [problem.seed_of(problem.prompt.seed, place) for place in places]
-        found += yield from write(
-            problem, budget, [replace(problem.prompt, seed=seed) for seed in seeds]
-        )
+        found += yield from write(problem, budget, places)
     return found
 
 
