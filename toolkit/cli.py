@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from toolkit import __version__, launching
 from toolkit.commands import checking
-from toolkit.commands.artefacts import compare, env, merge, push, report, verify
+from toolkit.commands.artefacts import compare, env, generate, merge, push, report, verify
 from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
 from toolkit.commands.words import count, parser
 from toolkit.errors import RecipeError, ToolkitError, TrainingError, UsageError
@@ -243,6 +243,7 @@ COMMANDS = {
     "init": init,
     "report": report,
     "compare": compare,
+    "generate": generate,
     "verify": verify,
     "merge": merge,
     "push": push,

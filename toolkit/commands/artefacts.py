@@ -28,6 +28,31 @@ def verify(words: list[str]) -> int:
     return 0
 
 
+def generate(words: list[str]) -> int:
+    """`toolkit generate RUN --prompt TEXT | --dataset FILE --output FILE`."""
+    usage = (
+        "toolkit generate RUN --prompt TEXT … | --dataset FILE --output FILE.jsonl\n"
+        "                        [--stage NAME] [--engine transformers|vllm] [--key value …]"
+    )
+    arguments = parser("generate", usage, "A finished run answers; keys as of stage rank.")
+    arguments.add_argument("run", metavar="RUN")
+    arguments.add_argument("--prompt", action="append", default=[], metavar="TEXT")
+    for flag in ("dataset", "output", "stage"):
+        arguments.add_argument(f"--{flag}")
+    arguments.add_argument("--engine", default="transformers")
+    parsed, rest = arguments.parse_known_args(words)
+    from toolkit.stages import generate as generating
+
+    lines = generating.generate(
+        parsed.run, rest, prompts=parsed.prompt, dataset=parsed.dataset, output=parsed.output,
+        stage=parsed.stage, engine=parsed.engine,
+    )  # fmt: skip
+    if parsed.output is None:
+        for line in lines:
+            print(line["text"])
+    return 0
+
+
 def merge(words: list[str]) -> int:
     """`toolkit merge DIR --output OUT [--dtype float32] [--overwrite]`."""
     usage = (

@@ -27,6 +27,8 @@ def overview() -> str:
         "                            what exactly is trained: the tokens, coloured",
         "  toolkit report RUN        what a run did, as one page: report.html, report.md",
         "  toolkit compare A B …     runs or seeds side by side, with intervals",
+        "  toolkit generate RUN --prompt TEXT | --dataset FILE --output FILE",
+        "                            a finished run answers, and goes on where it was stopped",
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit merge DIR --output OUT",
         "                            an adapter inside its base, as one whole model",

@@ -70,6 +70,14 @@ class Completion:
     stopped: bool
 
 
+def longest(prompt: Prompt, sampling: Sampling) -> int:
+    """How many tokens the completion of a prompt may have."""
+    own = prompt.max_tokens
+    return (
+        sampling.max_completion_length if own is None else min(own, sampling.max_completion_length)
+    )
+
+
 class Engine(Protocol):
     """A model that completes prompts, with any number of adapters over it."""
 

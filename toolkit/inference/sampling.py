@@ -23,7 +23,7 @@ from toolkit.inference.decoding import (
     uniforms,
     warpers,
 )
-from toolkit.inference.engine import Completion, Prompt, Sampling
+from toolkit.inference.engine import Completion, Prompt, Sampling, longest
 from toolkit.inference.lent_adapters import add_adapter, add_judge, speaking
 from toolkit.inference.likelihood import log_probabilities
 from toolkit.inference.likelihood import scores as scores_of
@@ -284,11 +284,3 @@ def in_evaluation(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def longest(prompt: Prompt, sampling: Sampling) -> int:
-    """How many tokens the completion of a prompt may have."""
-    own = prompt.max_tokens
-    return (
-        sampling.max_completion_length if own is None else min(own, sampling.max_completion_length)
-    )

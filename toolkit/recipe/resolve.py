@@ -68,10 +68,10 @@ def load_recipe(
     return _one(keys, changes, Path(path), default, document=document)
 
 
-def recipe_from_flags(stage: str, words: Sequence[str]) -> Recipe:
-    """A recipe of one stage from the words of the command line."""
+def recipe_from_flags(stage: str, words: Sequence[str], *, given: Collection[str] = ()) -> Recipe:
+    """A recipe of one stage from the words of the command line; `given` as of keywords."""
     keys = {"stage": Given(stage, "the command line", "keyword")}
-    return _one(keys, from_words(words), None, Path("runs") / stage)
+    return _one(keys, from_words(words), None, Path("runs") / stage, given=given)
 
 
 def recipe_from_keywords(stage: str, /, *, given: Collection[str] = (), **keys: Any) -> Recipe:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from toolkit.evaluation.graded import Key
-from toolkit.inference.sampling import Completion, Prompt, Sampling, TransformersEngine
+from toolkit.inference.engine import Completion, Engine, Prompt, Sampling
+from toolkit.inference.sampling import TransformersEngine
 from toolkit.models import kept
 from toolkit.recipe import StageRecipe
 from toolkit.stages.completions import Completions
@@ -44,6 +45,8 @@ def answered(
     *,
     prompts_of: Callable[[Sequence[W], Any], Sequence[Prompt]],
     line_of: Callable[[W, Completion], Mapping[str, Any]],
+    path: Path | None = None,
+    engine_of: Callable[[Examined, StageRecipe], Engine] | None = None,
 ) -> list[dict[str, Any]]:
     """The lines of one model's completions, those of an interrupted run among them.
 
@@ -56,8 +59,11 @@ def answered(
         output_dir: the stage's folder.
         prompts_of: the prompts of some of them, from the model's tokenizer.
         line_of: a completion as it is kept.
+        path: the file of the lines, if it is not to have the usual name in the folder.
+        engine_of: loads the model as an engine; by default by transformers.
     """
-    kept = Completions(output_dir, examined.name, {each.key: each.digest for each in wanted})
+    digests = {each.key: each.digest for each in wanted}
+    kept = Completions(output_dir, examined.name, digests, path=path)
     there = kept.resume()
     missing = [
         each
@@ -65,30 +71,34 @@ def answered(
         if each.key not in there and each.key[2] % processes() == process_index()
     ]
     if missing:
-        ask(examined, missing, recipe, kept, prompts_of, line_of)
+        engine = (engine_of or by_transformers)(examined, recipe)
+        ask(examined.name, missing, engine, kept, prompts_of, line_of)
+        del engine
         forget_model()
     return kept.finish()
 
 
+def by_transformers(examined: Examined, recipe: StageRecipe) -> TransformersEngine:
+    """A model as the engine that runs everywhere."""
+    size, tokenizer = recipe["per_device_eval_batch_size"], examined.load_tokenizer()
+    return TransformersEngine(examined.load_model(), tokenizer, batch_size=size)
+
+
 def ask(
-    examined: Examined,
+    name: str,
     missing: Sequence[W],
-    recipe: StageRecipe,
+    engine: Engine,
     kept: Completions,
     prompts_of: Callable[[Sequence[W], Any], Sequence[Prompt]],
     line_of: Callable[[W, Completion], Mapping[str, Any]],
 ) -> None:
-    """Load the model, and have it complete what is missing; arguments as in `answered`."""
-    tokenizer = examined.load_tokenizer()
-    engine = TransformersEngine(
-        examined.load_model(), tokenizer, batch_size=recipe["per_device_eval_batch_size"]
-    )
+    """Have an engine complete what is missing; the other arguments as in `answered`."""
     runs: list[tuple[list[W], Iterator[tuple[int, Completion]]]] = []
     for sampling in dict.fromkeys(each.sampling for each in missing):
         chosen = [each for each in missing if each.sampling == sampling]
         # every prompt is checked here, before the first completion
-        runs.append((chosen, engine.generate(prompts_of(chosen, tokenizer), sampling)))
-    with ExamProgress(examined.name, len(missing)) as progress:
+        runs.append((chosen, engine.generate(prompts_of(chosen, engine.tokenizer), sampling)))
+    with ExamProgress(name, len(missing)) as progress:
         for chosen, completions in runs:
             for index, completion in completions:
                 kept.append(line_of(chosen[index], completion))

@@ -54,13 +54,19 @@ class Completions:
         directory: the stage's folder.
         name: what is examined, as `of` names it, or the reward.
         wanted: the digest of everything that each completion of this exam depends on.
-        kind: what is kept: "completions" or "scores".
+        kind: what is kept: "completions", "scores" or "thoughts".
+        path: the file, if it is not to have the usual name in the folder.
     """
 
     def __init__(
-        self, directory: Path, name: str, wanted: Mapping[Key, str], kind: str = "completions"
+        self,
+        directory: Path,
+        name: str,
+        wanted: Mapping[Key, str],
+        kind: str = "completions",
+        path: Path | None = None,
     ):
-        self.path = directory / file_name(name, kind)
+        self.path = path or directory / file_name(name, kind)
         self.wanted = wanted
         self.kind = kind
 

@@ -12,14 +12,13 @@ from toolkit.data.template_render import Template
 from toolkit.errors import RecipeError
 from toolkit.evaluation.graded import Key
 from toolkit.evaluation.intervals import wilson
-from toolkit.inference.engine import Completion, Engine
+from toolkit.inference.engine import Completion
 from toolkit.inference.remembering import Remembering
-from toolkit.inference.sampling import TransformersEngine
 from toolkit.inference.thinking.methods import JUDGED, Method, method_of
 from toolkit.inference.thinking.running import think
 from toolkit.inference.thinking.steps import Problem, Thought
 from toolkit.recipe import StageRecipe
-from toolkit.stages.answered import forget_model
+from toolkit.stages.answered import by_transformers, forget_model
 from toolkit.stages.completions import Completions
 from toolkit.stages.exam_progress import ExamProgress
 from toolkit.stages.examined import Examined
@@ -158,7 +157,7 @@ def made(
         for prompt, line in zip(asked, lines, strict=True)
     }
     size = recipe["per_device_eval_batch_size"]
-    load = partial(loaded, examined, size)
+    load = partial(by_transformers, examined, recipe)
     engine = Remembering(load, tokenizer, known, sampled(recipe))
     for method in dict.fromkeys(each.method.label for each in missing):
         same = [each for each in missing if each.method.label == method]
@@ -171,12 +170,6 @@ def made(
             judge = judging.over(engine, problems, chunk) if judging else None
             for one, thought in zip(chunk, think(engine, begun, judge), strict=True):
                 yield one, line_of(one, thought)
-
-
-def loaded(examined: Examined, batch_size: int) -> Engine:
-    """The model as an engine."""
-    tokenizer = examined.load_tokenizer()
-    return TransformersEngine(examined.load_model(), tokenizer, batch_size=batch_size)
 
 
 def completion_of(line: Line) -> Completion:
