@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import RecipeError
 from toolkit.inference.engine import BASE
 from toolkit.models.finite import check_finite
-from toolkit.models.heads import add_scalar_heads, check_same_words, load_scalar_adapter
+from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
 from toolkit.models.load import adapter_config
+from toolkit.models.same_words import check_same_words
 from toolkit.models.switching import through
 
 NOTHING = "nothing"

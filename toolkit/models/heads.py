@@ -17,12 +17,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import FusedCausalLMOutput
 
 from toolkit.errors import RecipeError
 from toolkit.models.finite import check_finite
-from toolkit.models.load import load_tokenizer
 from toolkit.models.switching import through
 
 HEAD = "score"
@@ -185,21 +183,3 @@ def save_scalar_adapter(
     config.save_pretrained(str(directory))
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     save_file(tensors, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-
-
-def check_same_words(directory: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse an adapter that reads other tokens, or another chat, than the policy writes.
-
-    Raises:
-        RecipeError: naming the adapter and what differs.
-    """
-    own = load_tokenizer(directory)
-    for what, one, other in (
-        ("vocabulary", own.get_vocab(), tokenizer.get_vocab()),
-        ("chat template", own.chat_template, tokenizer.chat_template),
-    ):
-        if one != other:
-            raise RecipeError(
-                f"{directory} was trained with another {what} than the policy has; "
-                "train both from one stage (start_from), or on one tokenizer"
-            )

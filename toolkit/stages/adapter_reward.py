@@ -7,7 +7,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from toolkit.models.heads import add_scalar_heads, check_same_words, load_scalar_adapter
+from toolkit.models.heads import add_scalar_heads, load_scalar_adapter
+from toolkit.models.same_words import check_same_words
 from toolkit.models.switching import adapter_layers, train_only
 from toolkit.recipe.keys import ADAPTER
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from toolkit.artifacts.manifest import StageResult
 from toolkit.errors import RecipeError
-from toolkit.models.heads import check_same_words
+from toolkit.models.same_words import check_same_words
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER, OURS
 from toolkit.stages.arguments import build_arguments
