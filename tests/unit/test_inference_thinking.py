@@ -35,9 +35,7 @@ def problem(**changed):
 
 def samples(*texts, tokens=4):
     """Completions that ended, but for those with a "…" behind them."""
-    return [
-        Completion(text.rstrip("…"), [1] * tokens, not text.endswith("…")) for text in texts
-    ]
+    return [Completion(text.rstrip("…"), [1] * tokens, not text.endswith("…")) for text in texts]
 
 
 def test_a_vote_is_won_by_the_answer_given_most_often_and_first():
