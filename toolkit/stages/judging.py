@@ -6,7 +6,6 @@ from typing import Any, Protocol
 from toolkit.evaluation.graded import Key
 from toolkit.inference.engine import Completion
 from toolkit.inference.remembering import Remembering
-from toolkit.inference.sampling import TransformersEngine
 from toolkit.inference.thinking.running import Judged
 from toolkit.inference.thinking.steps import Problem
 from toolkit.stages.examined import Examined
@@ -46,7 +45,6 @@ class Judging:
         self.scorer, self.examined, self.answer_of = scorer, examined, answer_of
         self.known = known
         self.identity = scorer.identity
-        self.on_base: TransformersEngine | None = None
 
     def over(
         self, engine: Remembering, problems: Sequence[Problem], asked: Sequence[Asked]
@@ -85,9 +83,8 @@ class Judging:
         """The scores of completions that the exam has none of."""
         if isinstance(self.scorer, AdapterScorer):
             writer: Any = engine.engine
-            if self.on_base is not writer:
+            if JUDGE not in getattr(writer.model, "peft_config", {}):
                 writer.add_judge(JUDGE, self.scorer.place)
-                self.on_base = writer
             rows = [[*problem.prompt.input_ids, *made.input_ids] for problem, made in pairs]
             return list(writer.scores(JUDGE, rows))
         answers = []

@@ -17,6 +17,7 @@ from toolkit.inference.remembering import Remembering
 from toolkit.inference.thinking.methods import JUDGED, Method, method_of
 from toolkit.inference.thinking.running import think
 from toolkit.inference.thinking.steps import Problem, Thought
+from toolkit.models.as_it_was import AsItWas
 from toolkit.recipe import StageRecipe
 from toolkit.stages.answered import by_transformers, forget_model
 from toolkit.stages.completions import Completions
@@ -111,10 +112,16 @@ def thoughts(
     mine = [each for each in wanted if each.key[2] % processes() == process_index()]
     missing = [each for each in mine if each.key not in there]
     if missing:
-        with ExamProgress(examined.name, len(missing), "thoughts") as progress:
-            for one, line in made(examined, missing, answered, recipe, judging):
-                kept.append(line | {"digest": one.digest})
-                progress.advance(line["tokens"])
+        own = examined.model  # a judge's adapter that is put on it is taken off again
+        start = AsItWas(own) if own is not None and judging else None
+        try:
+            with ExamProgress(examined.name, len(missing), "thoughts") as progress:
+                for one, line in made(examined, missing, answered, recipe, judging):
+                    kept.append(line | {"digest": one.digest})
+                    progress.advance(line["tokens"])
+        finally:
+            if start is not None:
+                start.restore()
         forget_model()
     return kept.finish()
 
