@@ -1,6 +1,8 @@
 """Ways of thinking: what each makes of its samples, and that none spends more than its budget."""
 
+import math
 import random
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -10,7 +12,7 @@ from tests import tiny
 from toolkit.errors import RecipeError
 from toolkit.inference.engine import Completion, Prompt, Sampling
 from toolkit.inference.sampling import TransformersEngine
-from toolkit.inference.thinking.adaptive import adaptive, stands
+from toolkit.inference.thinking.adaptive import adaptive, holds, stands
 from toolkit.inference.thinking.best_of import best_of
 from toolkit.inference.thinking.budget import Budget
 from toolkit.inference.thinking.budget_forcing import budget_forcing
@@ -71,12 +73,39 @@ def test_adaptive_stops_when_the_vote_is_decided():
     easy = replay(adaptive(problem(), Budget(), confidence=0.95, n=8), samples(*"aaaaaaaa"))
     assert len(easy.completions) == 3
     assert easy.confidence >= 0.95
-    one = replay(adaptive(problem(), Budget(), confidence=0.8, n=8), samples(*"abbbbbbb"))
-    assert len(one.completions) == 1
+    unsure = replay(adaptive(problem(), Budget(), confidence=0.5, n=8), samples(*"aabbbbbb"))
+    assert len(unsure.completions) == 2, "one sample decides nothing"
     hard = replay(adaptive(problem(), Budget(), confidence=0.95, n=8), samples(*"abababab"))
     assert len(hard.completions) == 8
     sure = replay(adaptive(problem(), Budget(), confidence=1.0, n=8), samples(*"aaaaaaaa"))
     assert len(sure.completions) == 5, "only then nothing can overtake"
+
+
+def with_likelihood(texts, shares, **parameters):
+    """Adaptive sampling of texts that the model is asked the probability of."""
+    begun = adaptive(problem(), Budget(), likelihood=True, **parameters)
+    step, texts, shares = next(begun), iter(texts), iter(shares)
+    try:
+        while True:
+            if isinstance(step, Likelihood):
+                step = begun.send([[math.log(next(shares))]])
+            else:
+                text = next(texts)
+                step = begun.send([Completion(text, [ord(text)], True)])
+    except StopIteration as end:
+        return end.value
+
+
+def test_a_likely_answer_takes_one_sample():
+    one = with_likelihood("a", [0.9], n=9)
+    assert (len(one.completions), one.said) == (1, "a")
+    assert one.confidence == holds(1, 0, 8, 0.9) >= 0.95
+    assert len(with_likelihood("aaa", [0.6], n=9).completions) == 3, "a text counts once"
+    wins = sum(math.comb(8, k) * 0.6**k * 0.4 ** (8 - k) for k in range(4, 9))
+    assert holds(1, 0, 8, 0.6) == pytest.approx(wins)
+    cooler = replace(problem(), sampling=Sampling(LONGEST, temperature=0.5))
+    with pytest.raises(RecipeError, match="temperature 1"):
+        next(adaptive(cooler, Budget(), likelihood=True))
 
 
 def test_the_confidence_is_how_often_the_leader_wins_in_the_end():
@@ -243,6 +272,8 @@ def test_time_ends_with_the_step_that_is_on_its_way(engine, monkeypatch):
         ({"name": "vote", "n": "3"}, "expected int"),
         ({"name": "adaptive", "confidence": 1.5}, "a share up to 1"),
         ({"name": "vote", "seconds": 0}, "above 0"),
+        ({"name": "adaptive", "likelihood": 1}, "expected bool"),
+        ({"name": "vote", "n": True}, "expected int"),
         ("budget_forcing", "needs end"),
     ],
 )

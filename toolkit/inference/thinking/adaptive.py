@@ -1,12 +1,15 @@
 """As many samples as a question needs: sampling ends when the vote is decided."""
 
+from collections.abc import Generator, Mapping
 from functools import lru_cache
-from math import exp, lgamma
+from math import comb, exp, lgamma
+from typing import Any
 
-from toolkit.inference.engine import Completion
+from toolkit.errors import RecipeError
+from toolkit.inference.engine import Completion, Sampling
 from toolkit.inference.thinking.budget import Budget
-from toolkit.inference.thinking.steps import Problem, Thinking, draw
-from toolkit.inference.thinking.tally import tally
+from toolkit.inference.thinking.steps import Likelihood, Problem, Step, Thinking, draw
+from toolkit.inference.thinking.tally import leader, tally
 from toolkit.inference.thinking.vote import elected, voices
 
 PRIOR = 0.5
@@ -14,16 +17,30 @@ PRIOR = 0.5
 
 
 def adaptive(
-    problem: Problem, budget: Budget, *, confidence: float = 0.95, n: int = 16
+    problem: Problem,
+    budget: Budget,
+    *,
+    confidence: float = 0.95,
+    n: int = 16,
+    likelihood: bool = False,
 ) -> Thinking:
     """Sample one by one, until the answer that leads would also win the vote of all `n` samples.
+
+    Of the votes alone, one sample decides nothing: there is no telling an easy question from a lucky
+    guess. With `likelihood` it can: an answer that the model gives with a probability above a half
+    is its majority, and that is known of what it wrote.
 
     Args:
         problem: the question.
         budget: what it may cost.
-        confidence: how likely that has to be, in (0, 1]; see `stands`. At 1 only what cannot be
-            overtaken is decided.
+        confidence: how likely that has to be, in (0, 1]; see `stands` and `holds`. At 1 only what
+            cannot be overtaken is decided.
         n: how many samples at most.
+        likelihood: whether the model is also asked how probable its samples are, at the cost of
+            reading each once more; the sampling has to be the model's own, at temperature 1.
+
+    Raises:
+        RecipeError: if likelihood goes with another sampling.
 
     Source:
         Aggarwal et al. 2023, "Let's Sample Step by Step: Adaptive-Consistency for Efficient Reasoning
@@ -31,18 +48,72 @@ def adaptive(
         model's majority; this one when it is likely to win the vote that is spared, which takes
         fewer samples and is what the confidence is checked against.
     """
+    sampling = problem.sampling
+    if likelihood and sampling != Sampling(sampling.max_completion_length):
+        raise RecipeError("adaptive: likelihood goes with temperature 1, top_p 1 and top_k 0 only")
     samples: list[Completion] = []
+    known: dict[str, dict[tuple[int, ...], float]] = {}
     sure = 0.0
-    while len(samples) < n:
+    while len(samples) < n and sure < confidence:
         more = yield from draw(problem, budget, 1, first=len(samples))
-        samples += more
-        counts = sorted(tally(voices(problem, samples)).values(), reverse=True)
-        first, second = (int(each) for each in (*counts, 0, 0)[:2])
-        others = len(samples) - first - second
-        sure = stands(first, second, others, n - len(samples))
-        if not more or sure >= confidence:
+        if not more:
             break
+        samples += more
+        if likelihood:
+            yield from weigh(problem, more[0], known)
+        sure = decided(tally(voices(problem, samples)), known, len(samples), n)
     return elected(problem, budget, samples, confidence=sure)
+
+
+def weigh(
+    problem: Problem, sample: Completion, known: dict[str, dict[tuple[int, ...], float]]
+) -> Generator[Step, Any, None]:
+    """Note how probable a sample is, beside the others that say the same; each text counts once."""
+    (said,) = voices(problem, [sample])
+    if said is not None and tuple(sample.input_ids) not in known.get(said, {}):
+        (logs,) = yield Likelihood(problem.prompt, [sample])
+        known.setdefault(said, {})[tuple(sample.input_ids)] = exp(sum(logs))
+
+
+def decided(
+    votes: dict[str, float],
+    known: Mapping[str, Mapping[tuple[int, ...], float]],
+    drawn: int,
+    n: int,
+) -> float:
+    """How likely the answer that leads would win the vote of all samples.
+
+    Args:
+        votes: of each answer.
+        known: of each answer the probability of every text that was seen to give it.
+        drawn: how many samples there are.
+        n: how many there would be.
+    """
+    first, second = (int(each) for each in (*sorted(votes.values(), reverse=True), 0, 0)[:2])
+    left = n - drawn
+    by_votes = stands(first, second, drawn - first - second, left)
+    if drawn == 1 < n:
+        by_votes = 0.0
+    best = leader(votes)
+    share = min(1.0, sum(known.get(best or "", {}).values()))
+    return max(by_votes, holds(first, drawn - first, left, share))
+
+
+def holds(first: int, others: int, left: int, share: float) -> float:
+    """How likely an answer wins more than half of all samples, at least.
+
+    Args:
+        first: its votes.
+        others: samples that do not say it.
+        left: samples that are still to be drawn.
+        share: how probable it is at least to be sampled.
+    """
+    chances = (
+        comb(left, more) * share**more * (1 - share) ** (left - more)
+        for more in range(left + 1)
+        if 2 * (first + more) > first + others + left
+    )
+    return min(1.0, sum(chances))
 
 
 @lru_cache(maxsize=100_000)

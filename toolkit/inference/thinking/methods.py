@@ -106,7 +106,7 @@ def check_value(where: str, key: str, value: Any, kind: type) -> None:
         RecipeError: if it is another.
     """
     kinds = (int, float) if kind is float else kind
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    if not isinstance(value, kinds) or isinstance(value, bool) is not (kind is bool):
         raise RecipeError(f"{where}: expected {kind.__name__}, found {value!r}"[:300])
     if kind is int and value < LEAST[key]:
         raise RecipeError(f"{where}: expected at least {LEAST[key]}, found {value}")
