@@ -168,7 +168,7 @@ class Limits(StoppingCriteria):
     Args:
         prompts: the batch, with `max_tokens` and `deadline`.
         prompt_length: tokens of the padded prompts.
-        clock: gives the seconds that deadlines are in.
+        clock: gives the seconds that deadlines are in; by default `time.monotonic`.
 
     Attributes:
         lengths: how many tokens a row had when it came to its limit; None if it did not.
@@ -178,11 +178,11 @@ class Limits(StoppingCriteria):
         self,
         prompts: Sequence[Prompt],
         prompt_length: int,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ):
         self.prompts = prompts
         self.prompt_length = prompt_length
-        self.clock = clock
+        self.clock = clock or time.monotonic
         self.lengths: list[int | None] = [None] * len(prompts)
 
     @property

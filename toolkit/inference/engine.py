@@ -43,7 +43,8 @@ class Prompt:
             None is the model as it was given to the engine.
         max_tokens: where it ends at the latest, if before `max_completion_length`; the tokens up
             to there are the same.
-        deadline: of `time.monotonic()`; it ends with the first step that is finished after it.
+        deadline: of `time.monotonic()`; it ends with the first step that is finished after it, and
+            has no token where it had not begun.
     """
 
     input_ids: list[int]

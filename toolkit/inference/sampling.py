@@ -5,6 +5,7 @@ else is in its batch, up to the rounding of the model's own logits, which in flo
 and in half precision may now and then turn one word.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -133,9 +134,12 @@ class TransformersEngine:
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
         for adapter, batch in self._by_adapter(prompts):
-            with speaking(self.model, adapter):
-                completions = self._complete([prompts[index] for index in batch], sampling)
-            yield from zip(batch, completions, strict=True)
+            late = [index for index in batch if is_over(prompts[index])]
+            yield from ((index, Completion("", [], stopped=False)) for index in late)
+            if mine := [index for index in batch if index not in late]:
+                with speaking(self.model, adapter):
+                    completions = self._complete([prompts[index] for index in mine], sampling)
+                yield from zip(mine, completions, strict=True)
 
     def _by_adapter(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str | None, list[int]]]:
         """Batches of prompts for one adapter each, by their positions; of each the longest first."""
@@ -284,3 +288,8 @@ def in_evaluation(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def is_over(prompt: Prompt) -> bool:
+    """Whether the time of a prompt is over before it has begun."""
+    return prompt.deadline is not None and time.monotonic() >= prompt.deadline

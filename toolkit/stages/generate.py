@@ -64,7 +64,9 @@ def generate(
         raise UsageError(f"--engine: expected {' or '.join(ENGINES)}, found {engine!r}")
     place = writer(run, stage)
     given = {"reward_funcs", *(["train_dataset"] if prompts else [])}
-    own = ["--model_name_or_path", place, "--num_generations", "1"]
+    own = ["--model_name_or_path", place]
+    if not any(word.partition("=")[0] == "--num_generations" for word in words):
+        own += ["--num_generations", "1"]
     own += ["--dataset_name", dataset] if dataset else []
     (recipe,) = recipe_from_flags("rank", [*own, *words], given=given).stages
     policy = examined_model(place, recipe, {})

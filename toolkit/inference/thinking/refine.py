@@ -82,9 +82,9 @@ def user(words: str) -> dict[str, str]:
 def say(
     problem: Problem, budget: Budget, messages: Messages, place: int
 ) -> Generator[Step, Any, Completion | None]:
-    """The next turn of a conversation; None if the budget has no token left."""
+    """The next turn of a conversation; None if the budget has nothing left for it."""
     if not budget.left:
         return None
     assert problem.render is not None
     (made,) = yield from write(problem, budget, [place], input_ids=problem.render(messages))
-    return made
+    return made if made.input_ids else None

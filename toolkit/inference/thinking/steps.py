@@ -133,7 +133,8 @@ def draw(
     longest = problem.sampling.max_completion_length
     while len(found) < n and (room := budget.fits(longest)):
         places = range(first + len(found), first + min(n, len(found) + room))
-        found += yield from write(problem, budget, places)
+        made = yield from write(problem, budget, places)
+        found += (each for each in made if each.input_ids)  # the time was over before some began
     return found
 
 
