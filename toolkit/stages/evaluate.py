@@ -24,7 +24,7 @@ from toolkit.stages.processes import is_first_process
 from toolkit.stages.requests import Request, prompts_of, requests, sampled, samples
 from toolkit.stages.scored import Answer, Entry, Scorer, counts_of, scorers, scores_of
 from toolkit.stages.terminal import command, console
-from toolkit.stages.thought import check_judge, methods_of, points, thoughts
+from toolkit.stages.thought import methods_of, points, thoughts
 
 Line = dict[str, Any]
 """A kept completion; see `line_of`."""
@@ -66,8 +66,8 @@ def run(
         )
     entries = reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ()
     # what is wrong with one shows before the first completion
-    judges, ways = scorers(entries, recipe, earlier), methods_of(recipe)
-    check_judge(ways, judges, recipe.where.get("thinking", "thinking"))
+    judges = scorers(entries, recipe, earlier)
+    ways = methods_of(recipe, judges)
     tasks = load_tasks(recipe["tasks"] or [], where=recipe.where.get("tasks", "tasks"))
     models = examined_models(recipe, earlier, model, processing_class)
     found = [each for one in models for each in examine(one, tasks, recipe, output_dir)]
@@ -81,9 +81,7 @@ def run(
         scores=scores,
     )
     report = report_of(lines, asked, tasks, recipe)
-    if ways:
-        kept = thought_about(found, ways, judges[:1], scores, recipe, output_dir)
-        report["scaling"] += points(kept, ways, judges[0].name if judges else None)
+    report["scaling"] += thought_about(found, ways, judges[:1], scores, recipe, output_dir)
     if is_first_process():
         write_json(output_dir / "report.json", report)
     show(lines, asked, report, output_dir)
@@ -111,8 +109,8 @@ def thought_about(
     scores: Mapping[str, Mapping[Key, float | None]],
     recipe: StageRecipe,
     output_dir: Path,
-) -> list[Line]:
-    """The thoughts of every model, in every way; see `thoughts`.
+) -> list[dict[str, Any]]:
+    """What every model achieves in every way of thinking: points as of `scaling_points`.
 
     Args:
         found: the exam's completions, with who was asked what.
@@ -122,7 +120,7 @@ def thought_about(
         recipe: the stage's keys.
         output_dir: the stage's folder.
     """
-    kept: list[Line] = []
+    kept: list[Mapping[str, Any]] = []
     for examined in {each.name: each for each, _, _ in found}.values():
         mine = [(request, line) for each, request, line in found if each is examined]
         judging = None
@@ -134,8 +132,8 @@ def thought_about(
                 if request.key in of_samples
             }
             judging = Judging(judges[0], examined, answer_of, known)
-        kept += [dict(each) for each in thoughts(examined, mine, ways, recipe, output_dir, judging)]
-    return kept
+        kept += thoughts(examined, mine, ways, recipe, output_dir, judging) if ways else []
+    return points(kept, ways, judges[0].name if judges else None)
 
 
 def started_from(models: Sequence[Examined]) -> dict[str, str]:

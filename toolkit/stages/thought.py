@@ -55,29 +55,25 @@ class Wanted:
         return stage, task, question, self.place
 
 
-def methods_of(recipe: StageRecipe) -> list[Method]:
+def methods_of(recipe: StageRecipe, judges: Sequence[Scorer]) -> list[Method]:
     """The ways of thinking of a recipe, checked.
 
+    Args:
+        recipe: the stage's keys.
+        judges: the rewards, of which the first judges.
+
     Raises:
-        RecipeError: naming what is wrong with one.
+        RecipeError: naming what is wrong with one, or that nobody could judge it.
     """
     where = recipe.where.get("thinking", "thinking")
     found = [method_of(entry, where) for entry in recipe["thinking"] or ()]
     labels = [method.label for method in found]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise RecipeError(f"{where}: {twice} is there twice; leave one out")
-    return found
-
-
-def check_judge(methods: Sequence[Method], scorers: Sequence[Scorer], where: str) -> None:
-    """Refuse a way of thinking that nobody could judge.
-
-    Raises:
-        RecipeError: naming it.
-    """
-    judged = next((method.name for method in methods if method.name in JUDGED), None)
-    if judged and not scorers:
+    judged = next((method.name for method in found if method.name in JUDGED), None)
+    if judged and not judges:
         raise RecipeError(f"{where}: {judged} needs reward_funcs, of which the first judges")
+    return found
 
 
 def thoughts(
