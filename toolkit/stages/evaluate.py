@@ -65,8 +65,7 @@ def run(
             'tasks=[{"name": …, "rows": …}]'
         )
     entries = reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ()
-    # what is wrong with one shows before the first completion
-    judges = scorers(entries, recipe, earlier)
+    judges = scorers(entries, recipe, earlier)  # what is wrong shows before the first completion
     ways = methods_of(recipe, judges)
     tasks = load_tasks(recipe["tasks"] or [], where=recipe.where.get("tasks", "tasks"))
     models = examined_models(recipe, earlier, model, processing_class)
