@@ -81,9 +81,12 @@ def point(questions: Questions, method: Method, scores: Scores) -> dict[str, Any
 def thought_over(samples: Sequence[Graded], method: Method, scores: Scores) -> Thought:
     """What a way of thinking makes of the samples of a question."""
     said = {each.text: each.said for each in samples}
-    longest = max(each.tokens for each in samples)
-    problem = Problem(Prompt([]), Sampling(longest), lambda text: said.get(text))
-    completions = [Completion(each.text, [0] * each.tokens, each.stopped) for each in samples]
+    lengths = [max(1, each.tokens) for each in samples]
+    problem = Problem(Prompt([]), Sampling(max(lengths)), lambda text: said.get(text))
+    completions = [
+        Completion(each.text, [0] * length, each.stopped)
+        for each, length in zip(samples, lengths, strict=True)
+    ]
     return replay(method.begin(problem), completions, [scores.get(each.key) for each in samples])
 
 

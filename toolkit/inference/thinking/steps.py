@@ -134,7 +134,10 @@ def draw(
     while len(found) < n and (room := budget.fits(longest)):
         places = range(first + len(found), first + min(n, len(found) + room))
         made = yield from write(problem, budget, places)
-        found += (each for each in made if each.input_ids)  # the time was over before some began
+        begun = [each for each in made if each.input_ids]
+        found += begun
+        if len(begun) < len(made):  # the time was over before some began
+            break
     return found
 
 
