@@ -125,7 +125,7 @@ def thought_about(
         judging = None
         if judges:
             of_samples = scores.get(judges[0].name, {})
-            known = {
+            known: dict[tuple[Key, tuple[int, ...]], float | None] = {
                 ((*request.key[:3], None), tuple(line["input_ids"])): of_samples[request.key]
                 for request, line in mine
                 if request.key in of_samples

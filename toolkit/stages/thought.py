@@ -83,7 +83,7 @@ def thoughts(
     recipe: StageRecipe,
     output_dir: Path,
     judging: Judging | None,
-) -> list[Line]:
+) -> list[dict[str, Any]]:
     """The kept thoughts of one model, those of an interrupted run among them.
 
     Args:
