@@ -25,7 +25,7 @@ def train_sft(base: Path, folder: Path) -> Path:
     return folder
 
 
-def train_reward(base: Path, adapter: Path, folder: Path) -> Path:
+def train_reward(base: Path, adapter: Path, folder: Path, **keys: Any) -> Path:
     """A finished reward stage that goes on from an SFT stage."""
     rows = [
         {
@@ -38,7 +38,7 @@ def train_reward(base: Path, adapter: Path, folder: Path) -> Path:
     run_stage(
         "reward", model_name_or_path=str(base), start_from=str(adapter), train_dataset=rows,
         output_dir=str(folder), max_steps=2, per_device_train_batch_size=4, learning_rate=0.01,
-        report_to="none",
+        report_to="none", **keys,
     )  # fmt: skip
     return folder
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import toolkit
 from tests import hacked
+from tests.exams import train_reward, train_sft
 from tests.tiny_ppo import quiet
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.recipe import recipe_from_keywords
@@ -174,3 +175,26 @@ def test_keys_that_promise_what_cannot_be_are_refused(keys, words):
     given = {"model_name_or_path": "x", "dataset_name": "x.jsonl", "reward_funcs": ["answer"]}
     with pytest.raises(RecipeError, match=words):
         recipe_from_keywords("grpo", **given | {"guard": "stop"} | keys)
+
+
+def test_a_second_reward_adapter_is_gold(tiny_base, tmp_path):
+    """What it gives as gold is what it gives as the reward, of the same first rollout."""
+    sft = train_sft(tiny_base, tmp_path / "sft")
+    one, other = (
+        train_reward(tiny_base, sft, tmp_path / name, seed=seed)
+        for seed, name in enumerate(("one", "other"))
+    )
+    chats = [{"prompt": [{"role": "user", "content": f"What is {each}?"}]} for each in range(6)]
+    keys = hacked.keys(tiny_base, tmp_path / "x") | {
+        "train_dataset": chats, "start_from": str(sft), "max_steps": 2, "save_strategy": "no",
+    }  # fmt: skip
+    keys.pop("lora_r")
+    rewards, golds = [f"adapter:{one}"], [f"adapter:{other}"]
+    of = {"output_dir": str(tmp_path / "both")}
+    both = toolkit.grpo(**keys | of | {"reward_funcs": rewards, "gold_funcs": golds})
+    of = {"output_dir": str(tmp_path / "swapped")}
+    swapped = toolkit.grpo(**keys | of | {"reward_funcs": golds, "gold_funcs": rewards})
+    gold = curve(both.output_dir, f"gold/{golds[0]}/mean")[0]
+    assert gold == pytest.approx(curve(swapped.output_dir, f"rewards/{golds[0]}/mean")[0], rel=1e-5)
+    assert gold != pytest.approx(curve(both.output_dir, "reward")[0], rel=1e-3)
+    assert curve(both.output_dir, "guard/agreement")
