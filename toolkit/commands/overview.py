@@ -22,7 +22,7 @@ def overview() -> str:
         "  toolkit init FILE         look at the data and the device, write a recipe",
         "  toolkit check RECIPE [--json] [--time] [--step] [--gpu NAME --price PER_HOUR]",
         "                            can it work? data, template, rewards, memory, time;",
-        "                            check --keys RECIPE looks at keys, types and ranges alone",
+        "                            check --keys RECIPE looks at keys, types and ranges only",
         "  toolkit inspect RECIPE [--rows N] [--json]",
         "                            what exactly is trained: the tokens, coloured",
         "  toolkit report RUN        what a run did, as one page: report.html, report.md",

@@ -12,9 +12,8 @@ from toolkit.preflight import places
 from toolkit.preflight.look import Look
 from toolkit.preflight.memory import PAIRS, ROLLOUTS, Asked, Need, need
 from toolkit.preflight.price import device_named
-from toolkit.preflight.schedule import plan, times
+from toolkit.preflight.schedule import batches, plan, times
 from toolkit.recipe import StageRecipe
-from toolkit.stages.arguments import batch_arguments
 from toolkit.stages.disk import in_units
 from toolkit.stages.processes import on_cpu, processes
 
@@ -52,8 +51,7 @@ def check(look: Look) -> None:
 def asked_of(look: Look) -> Asked:
     """How much of the data goes through the model at once, at worst."""
     stage = look.stage
-    batches = batch_arguments(stage)
-    rows = int(batches.get("per_device_train_batch_size", stage["per_device_train_batch_size"]))
+    rows, _ = batches(stage)
     longest = max(look.lengths)
     if stage.stage in ROLLOUTS:
         steps = plan(look)
@@ -115,9 +113,7 @@ def remedy(look: Look, asked: Asked, kind: str, runtime: int, have: float) -> st
 def changes(look: Look, asked: Asked) -> Iterator[tuple[StageRecipe, Asked, str]]:
     """What can be changed, the harmless first."""
     stage = look.stage
-    each = stage["gradient_accumulation_steps"]
-    each = batch_arguments(stage).get("gradient_accumulation_steps", each)
-    total = asked.rows * int(each) * processes()
+    total = asked.rows * batches(stage)[1] * processes()
     if not stage["gradient_checkpointing"]:
         yield changed(stage, gradient_checkpointing=True), asked, "gradient_checkpointing: true"
     stage = changed(stage, gradient_checkpointing=True)

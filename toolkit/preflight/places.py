@@ -17,9 +17,9 @@ from toolkit.models.load import (
 )
 from toolkit.models.precision import accelerator
 from toolkit.preflight.look import Look, config_of
+from toolkit.preflight.schedule import batches
 from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards.sandbox import Limits, check_isolation
-from toolkit.stages.arguments import batch_arguments
 from toolkit.stages.disk import OPTIMIZER_BYTES, free, in_units
 from toolkit.stages.processes import on_cpu, processes
 
@@ -112,10 +112,8 @@ def device(look: Look) -> None:
     """What is trained on here, and whether its batches can be formed."""
     if not look.trains:
         return
-    batches = batch_arguments(look.stage)
     there = "the CPU" if on_cpu() else f"{torch.accelerator.device_count()} × {accelerator()}"
-    each = batches.get("per_device_train_batch_size", look.stage["per_device_train_batch_size"])
-    times = batches.get("gradient_accumulation_steps", look.stage["gradient_accumulation_steps"])
+    each, times = batches(look.stage)
     look.ok(
         SUBJECT,
         f"devices: {there}, {processes()} process(es); a step is {each} × {times} × {processes()} "

@@ -6,6 +6,7 @@ from typing import Any
 
 from toolkit.data.sequence_report import readable
 from toolkit.preflight.look import Look
+from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import batch_arguments
 from toolkit.stages.processes import processes
 
@@ -41,9 +42,7 @@ def plan(look: Look) -> Plan | None:
     stage = look.stage
     if not look.lengths or not look.trains:
         return None
-    batches = batch_arguments(stage)
-    each = batches.get("per_device_train_batch_size", int(stage["per_device_train_batch_size"]))
-    times = batches.get("gradient_accumulation_steps", int(stage["gradient_accumulation_steps"]))
+    each, times = batches(stage)
     batch = each * times * processes()
     if stage.stage in ("grpo", "ppo"):
         return rollouts(look, each, times, batch)
@@ -52,6 +51,18 @@ def plan(look: Look) -> Plan | None:
     mean = sum(look.lengths) / len(look.lengths)
     pairs = 2 if stage.stage in ("reward", "dpo") else 1
     return Plan(steps, batch, each, times, round(steps * batch * mean * pairs))
+
+
+def batches(stage: StageRecipe) -> tuple[int, int]:
+    """Sequences that a device takes at once, and how many such batches make a step of it.
+
+    Raises:
+        RecipeError: if `global_batch_size` cannot be formed.
+    """
+    found = batch_arguments(stage)
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    each, times = (int(found.get(key) or stage[key]) for key in keys)
+    return each, times
 
 
 def sequences(look: Look) -> int:

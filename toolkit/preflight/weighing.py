@@ -33,7 +33,8 @@ class Held(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: Any = WeakIdKeyDictionary(ref_type=weakref.ref)
+        by_ref: Any = weakref.ref
+        self._known: Any = WeakIdKeyDictionary(ref_type=by_ref)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
