@@ -169,17 +169,27 @@ def test_the_table_fits_80_columns_and_loses_nothing(printed):
     long = "runs/with/a/long/name/" + "x" * 90
     graded = [
         answer
-        for stage in ("base", "base few-shot", long, "markup[/b]")
+        for stage in ("base", "base few-shot", long, "markup[b]")
         for task in ("[i]one", "two")
         for answer in answers(stage, "R" * 1319, ["R" * 1319] * 2, task=task)
     ]
     text = printed(graded)
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("base few-shot ") == 6, "in one line, in both tables and four sentences"
-    assert "markup[/b]" in text
+    assert "markup[b]" in text
     assert "[i]one: 1,319 questions, greedy and 2 samples each" in text
     assert "100.0 [99.7, 100.0]" in text
     assert text.count("x") == (2 + 6) * 90 + 1, "whole in tables and sentences; one is of «exact»"
+
+
+def test_models_in_folders_are_called_by_what_tells_them_apart(printed):
+    def shown(*names):
+        lines = printed([one for name in names for one in answers(name, "R")]).splitlines()
+        return [line.split()[0] for line in lines[3 : 3 + len(names)]]
+
+    assert shown("base", "runs/one/sft", "runs/one/ppo") == ["base", "sft", "ppo"]
+    assert shown("runs/one/sft", "runs/two/sft") == ["one/sft", "two/sft"]
+    assert shown("sft", "runs/sft") == ["sft", "runs/sft"]
 
 
 def test_everything_at_once_fits_80_columns(printed):
