@@ -9,6 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from toolkit.evaluation.short_names import short_names
+
 SHOWN = 3
 LONGEST = 160
 """How much of a question or an answer is shown, in characters."""
@@ -41,7 +43,8 @@ def side_by_side(
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), leading=1
     )
-    for name in ("asked", before, after):
+    short = short_names(models)
+    for name in ("asked", short.get(before, before), short[after]):
         table.add_column(name, ratio=1, overflow="fold")
     for task, question in _first(greedy):
         pair = [answers.get((model, task, question)) for model in (before, after)]

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from toolkit.evaluation.short_names import with_short_names
+
 SMALLEST_P = 1e-300
 """The least that is printed: double precision has little below it."""
 
@@ -28,7 +30,7 @@ def exam_table(report: Mapping[str, Any]) -> RenderableType:
         report: `exam`, `comparisons` and `gains`, as `exam_report` gives them.
     """
     parts: list[RenderableType] = []
-    report = _with_short_names(report)
+    report = with_short_names(report)
     for task in dict.fromkeys(row["task"] for row in report["exam"]):
         rows = [row for row in report["exam"] if row["task"] == task]
         parts.append(_task_table(rows))
@@ -48,26 +50,6 @@ def exam_table(report: Mapping[str, Any]) -> RenderableType:
         parts.append("")
     parts.append(f"[dim]{LEGEND}{LEGEND_VOTE if _is_vote(report['exam']) else ''}[/dim]")
     return Padding(Group(*parts), (0, 0, 0, 3))
-
-
-def _with_short_names(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with models called by as much of the end of their path as tells them apart."""
-    names = dict.fromkeys(row["stage"] for row in report["exam"])
-    parts = max((name.count("/") for name in names), default=0) + 1
-    tails = ({name: _tail(name, count) for name in names} for count in range(1, parts + 1))
-    short = next((each for each in tails if len(set(each.values())) == len(names)), {})
-    renamed = ("stage", "a", "b")
-    return {
-        key: [
-            {name: short.get(v, v) if name in renamed else v for name, v in row.items()}
-            for row in report.get(key, ())
-        ]
-        for key in ("exam", "comparisons", "gains")
-    }
-
-
-def _tail(path: str, count: int) -> str:
-    return "/".join(path.rstrip("/").split("/")[-count:])
 
 
 def _table(numbers: Sequence[str], names: Sequence[str] = ("model",)) -> Table:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from toolkit.evaluation.short_names import short_names
 from toolkit.report.run_folder import Run, Stage
 from toolkit.report.words import shown
 
@@ -41,9 +42,10 @@ def side_by_side(
     found = []
     models = [name for name in models if name != "base few-shot"]
     names = [models[0], *models[1:][-(MODELS - 1) :]] if models else []
+    short = short_names(models)
     for task, asked in greedy_answers(run, exam).items():
         rows = [
-            example(kind, answers, [name for name in names if name in answers])
+            example(kind, answers, {name: short[name] for name in names if name in answers})
             for kind, answers in picked(asked, models, started)
         ]
         counts = dict.fromkeys(SHOWN, 0)
@@ -80,14 +82,20 @@ def kind_of(answers: Mapping[str, Line], models: Sequence[str], started: Mapping
     return GAINED if present and not present[0] and present[-1] else SAME
 
 
-def example(kind: str, answers: Mapping[str, Line], names: Sequence[str]) -> dict[str, Any]:
-    """A question with what each model said."""
+def example(kind: str, answers: Mapping[str, Line], names: Mapping[str, str]) -> dict[str, Any]:
+    """A question with what each model said.
+
+    Args:
+        kind: of `SHOWN`.
+        answers: of each model.
+        names: how the models that are shown are called.
+    """
     line = next(iter(answers.values()))
     return {
         "kind": kind,
         "asked": shown(line.get("asked", "")),
         "expected": shown(line.get("expected", ""), 200),
-        "answers": [answer(name, answers[name]) for name in names],
+        "answers": [answer(called, answers[name]) for name, called in names.items()],
     }
 
 

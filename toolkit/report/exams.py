@@ -5,6 +5,7 @@ from typing import Any
 
 from toolkit.artifacts.manifest import read_json
 from toolkit.evaluation.intervals import paired_difference
+from toolkit.evaluation.short_names import with_short_names
 from toolkit.report.run_folder import REPORT, Run
 from toolkit.report.scaling import scaling_curves
 from toolkit.report.words import between, points, probability, signed
@@ -25,8 +26,8 @@ def exams_of(run: Run) -> list[dict[str, Any]]:
 
 def tasks_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tasks of a report with their rows, comparisons and gains."""
-    rows, compared = report.get("exam") or (), report.get("comparisons") or ()
-    gains, points_found = report.get("gains") or (), report.get("scaling") or ()
+    short = with_short_names(report)
+    rows, compared, gains = short["exam"], short["comparisons"], short["gains"]
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row_of(row) for row in rows if row["task"] == task]
@@ -37,7 +38,7 @@ def tasks_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "rows": mine,
                 "comparisons": [comparison(each) for each in compared if each["task"] == task],
                 "gains": [gain_of(each) for each in gains if each["task"] == task],
-                "scaling": scaling_curves([p for p in points_found if p["task"] == task]),
+                "scaling": scaling_curves([p for p in short["scaling"] if p["task"] == task]),
             }
         )
     return found
