@@ -21,6 +21,7 @@ from toolkit.stages import own_launch, pushing, terminal
 from toolkit.stages.failures import one_line
 from toolkit.stages.machines import look_at_disks, send
 from toolkit.stages.next_steps import after_run, after_stage
+from toolkit.stages.probed import probed
 from toolkit.stages.processes import (
     device,
     from_first,
@@ -243,9 +244,11 @@ def run_one(
         with own_launch.whole_models(stage):
             run = stage_module(stage.stage).run
             result = run(stage, output_dir=folder, earlier=earlier, **objects)
+        spent = usage.as_dict()
+        result.manifest |= probed(stage, folder, earlier, objects)
         if is_first_process():
             plots.draw(stage.stage, folder, terminal.note)
-            write_manifest(stage, folder, given, result, usage)
+            write_manifest(stage, folder, given, result, spent)
         send(folder)
         if writes_here():
             (folder / manifest.STARTED).unlink(missing_ok=True)
@@ -263,7 +266,11 @@ def with_earlier_rows(stage: StageRecipe, earlier: Mapping[str, Path]) -> StageR
 
 
 def write_manifest(
-    stage: StageRecipe, folder: Path, given: dict[str, Any], result: StageResult, usage: Usage
+    stage: StageRecipe,
+    folder: Path,
+    given: dict[str, Any],
+    result: StageResult,
+    spent: dict[str, Any],
 ) -> None:
     """Write `stage.json`, the last file of a stage: with it, the stage is finished."""
     result.manifest = {
@@ -275,7 +282,7 @@ def write_manifest(
         "inputs": given,
         "outputs": manifest.outputs_of(folder),
         "metrics": result.metrics,
-        **usage.as_dict(),
+        **spent,
         "processes": processes(),
         "environment": manifest.environment(),
         **result.manifest,

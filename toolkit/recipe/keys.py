@@ -111,6 +111,12 @@ ADAPTER_KEYS = (
         "A Jinja file with a chat template, or the model whose template and tokens are taken.",
     ),
 )
+PROBES = _own(
+    "probes",
+    "bool",
+    True,
+    "Whether the built-in probes are asked of what the stage started from and of what it made.",
+)
 PRETRAIN_KEYS = (
     _own("model_type", "str", "llama", "The architecture, by transformers' name for it."),
     _own(
@@ -253,9 +259,11 @@ def _own_keys(stage: str) -> tuple[Key, ...]:
     if stage == "rank":
         return (*RANK_KEYS, *REWARD_KEYS)
     if stage == "pretrain":
-        return (*TRAINING_KEYS, *PRETRAIN_KEYS)
+        return (*TRAINING_KEYS, PROBES, *PRETRAIN_KEYS)
     rewarded = (*REWARD_KEYS, *GUARD_KEYS) if stage in ("grpo", "ppo") else ()
-    return (*ADAPTER_KEYS, *TRAINING_KEYS, *rewarded, *(PPO_KEYS if stage == "ppo" else ()))
+    spoken = (PROBES,) if stage != "reward" else ()  # which gives scores, and no words
+    critic = PPO_KEYS if stage == "ppo" else ()
+    return (*ADAPTER_KEYS, *TRAINING_KEYS, *spoken, *rewarded, *critic)
 
 
 def _of_training_only(name: str) -> bool:
