@@ -1,6 +1,7 @@
 """What every test shares: no network, no telemetry, the real assets where they are."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -56,6 +57,19 @@ def chats(tmp_path: Path) -> Path:
     from tests import tiny
 
     return tiny.save_rows(tmp_path / "chats.jsonl", tiny.ROWS)
+
+
+@pytest.fixture(autouse=True)
+def unasked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No probes around the stages of most tests, for the time that they take; see `probes_asked`."""
+    pipeline = sys.modules.get("toolkit.pipeline")
+    if pipeline is not None and "probes_asked" not in request.fixturenames:
+        monkeypatch.setattr(pipeline, "probed", lambda *_: {})
+
+
+@pytest.fixture
+def probes_asked() -> None:
+    """The stages of this test are probed, as those of a user are."""
 
 
 @pytest.fixture(params=["as it is", "mapped"])

@@ -97,7 +97,7 @@ def every_stage(tmp_path, base, *, keys=""):
 
 
 @pytest.fixture
-def watched(monkeypatch):
+def watched(monkeypatch, probes_asked):
     """What happens in pipelines: loads from disk, and the base and memory after each stage."""
     seen = {"loads": [], "after": []}
     for auto in (AutoModelForCausalLM, AutoModelForSequenceClassification):

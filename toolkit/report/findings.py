@@ -6,6 +6,7 @@ from typing import Any
 
 from toolkit.artifacts.proof_file import unverified
 from toolkit.report.exams import worse
+from toolkit.report.probes import noted, worse_by_probes
 from toolkit.report.run_folder import FINISHED, Run, Stage, failure
 from toolkit.report.words import number, shown
 
@@ -37,6 +38,7 @@ def findings_of(run: Run, exams: Sequence[Mapping[str, Any]]) -> list[Finding]:
     found = [*of_the_run(run)]
     for stage in run.stages:
         found += [*diagnoses(stage), *of_the_proof(stage), *left_out(stage), *of_pairs(stage)]
+        found += of_probes(stage)
     for each in worse(exams):
         message = (
             f"{each['b']} answers {each['lost']:,} questions of {each['task']} wrong that "
@@ -105,3 +107,12 @@ def of_pairs(stage: Stage) -> Iterator[Finding]:
     if liked:
         said = f"this reward model merely likes {'long' if liked == 'longer' else 'short'} answers"
         yield Finding(WARNING, stage.name, "length", said)
+
+
+def of_probes(stage: Stage) -> Iterator[Finding]:
+    """What a stage made clearly worse, or why it was not asked."""
+    for said in worse_by_probes(stage):
+        yield Finding(WARNING, stage.name, "worse", shown(said, 500))
+    if reason := noted(stage).get("skipped"):
+        said = f"the probes were not asked: {reason}"
+        yield Finding(NOTE, stage.name, "probes", shown(said, 500))

@@ -18,6 +18,7 @@ def markdown_of(view: Mapping[str, Any]) -> str:
         *finding_lines(view),
         *pipeline_part(view),
         *exam_part(view),
+        *probes_part(view),
         *answers_part(view),
         *stages_part(view),
     ]
@@ -78,6 +79,27 @@ def comparison_row(found: Mapping[str, Any]) -> dict[str, Any]:
         "exact McNemar": found["p"],
         "verdict": found["verdict"],
     }
+
+
+def probes_part(view: Mapping[str, Any]) -> Iterator[str]:
+    """The probes around each stage: before → after."""
+    if found := view["probes"]:
+        yield "## Probes"
+        yield table(
+            [
+                {"group": code(row["group"])}
+                | {
+                    head_of(column): f"**{cell['text']}**" if cell["worse"] else cell["text"]
+                    for column, cell in zip(found["columns"], row["cells"], strict=True)
+                }
+                for row in found["rows"]
+            ]
+        )
+
+
+def head_of(column: Mapping[str, Any]) -> str:
+    """A stage, and what it started from."""
+    return code(column["name"]) + (f" from {code(column['of'])}" if column["of"] else "")
 
 
 def answers_part(view: Mapping[str, Any]) -> Iterator[str]:

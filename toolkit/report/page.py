@@ -12,6 +12,7 @@ from toolkit.artifacts.manifest import write_text
 from toolkit.report.answers import side_by_side
 from toolkit.report.exams import exams_of, headlines
 from toolkit.report.findings import findings_of
+from toolkit.report.probes import probes_of
 from toolkit.report.run_folder import FINISHED, Run, read_run
 from toolkit.report.sections import section_of, totals
 from toolkit.report.tree import tree_of
@@ -63,6 +64,7 @@ def view_of(run: Run) -> dict[str, Any]:
         "scores": scores_of(exams),
         "exams": exams,
         "headlines": headlines(exams),
+        "probes": probes_of(run),
         "answers": answers,
         "sections": sections,
         "findings": findings_of(run, exams),  # last: by now it is known what could not be read

@@ -88,7 +88,7 @@ def asked(
     before, after = models_of(stage, folder, earlier, objects)
     places = [*reversed(earlier.values()), *([Path(before.place).expanduser()] if before else [])]
     found: dict[str, Any] = {"set": probes.digest_of_probes(questions)}
-    with randomness_kept(), one_base():
+    with one_base():
         forget_model()
         if before is not None:
             of = {"of": str(stage["start_from"] or BASE)}
@@ -130,7 +130,8 @@ def answers_of(
     digest = identity_of(examined, questions)
     if (known := known_answers(digest, places)) is not None:
         return known
-    margins = margins_of(examined, questions)
+    with randomness_kept():
+        margins = margins_of(examined, questions)
     forget_model()
     return {"digest": digest, "right": probes.right_of(margins), "margins": margins}
 
