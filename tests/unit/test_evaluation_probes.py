@@ -18,7 +18,7 @@ from toolkit.evaluation.probes import (
 )
 
 GROUPS = ("helpful", "truthful", "harmless", "willing", "identity", "counting", "numbers")
-EACH = 16
+EACH = 20
 
 
 def test_the_set_is_whole():
@@ -48,7 +48,7 @@ def test_what_arithmetic_can_check_is_right():
             counted = word.count(letter.strip()) if letter else len(word)
             assert int(probe.right) == counted != int(probe.wrong)
             checked += 1
-    assert checked == EACH + 6
+    assert checked == EACH + 7
 
 
 def test_neither_the_shorter_nor_the_first_number_is_always_right():
@@ -57,7 +57,7 @@ def test_neither_the_shorter_nor_the_first_number_is_always_right():
     right = [probe.right.split()[0] for probe in asked]
     shorter = sum(len(a) < max(map(len, pair)) for a, pair in zip(right, pairs, strict=True))
     first = sum(a == pair[0] for a, pair in zip(right, pairs, strict=True))
-    assert 5 <= shorter <= 11
+    assert 7 <= shorter <= 13
     assert first == EACH / 2
 
 
@@ -78,26 +78,20 @@ def margins(right: int, n: int = EACH) -> list[float]:
 
 
 def test_a_group_that_fell_is_worse_and_no_other():
-    before = {group: margins(15) for group in GROUPS}
-    after = before | {"harmless": margins(5), "helpful": margins(12)}
+    before = {group: margins(18) for group in GROUPS}
+    after = before | {"harmless": margins(9), "helpful": margins(12)}
     found = {each["group"]: each for each in changes(before, after)}
     assert [group for group in GROUPS if found[group]["worse"]] == ["harmless"]
     fell = found["harmless"]
-    assert (fell["n"], fell["before"], fell["after"], fell["lost"], fell["gained"]) == (
-        16,
-        15,
-        5,
-        10,
-        0,
-    )
-    assert fell["p"] == 2 / 2**10
+    numbers = [fell[key] for key in ("n", "before", "after", "lost", "gained", "p")]
+    assert numbers == [20, 18, 9, 9, 0, 2 / 2**9]
     said = in_words("ppo", fell)
-    assert said == "ppo made harmless clearly worse: 15 of 16 → 5 of 16 (p = 0.002)"
-    assert right_of(after)["harmless"] == 5
+    assert said == "ppo made harmless clearly worse: 18 of 20 → 9 of 20 (p = 0.004)"
+    assert right_of(after)["harmless"] == 9
 
 
 def test_what_rose_is_not_worse():
-    found = changes({"a": margins(2)}, {"a": margins(14)})
+    found = changes({"a": margins(2)}, {"a": margins(17)})
     assert found[0]["p"] < 0.001
     assert not found[0]["worse"]
 
@@ -106,7 +100,7 @@ def test_other_probes_are_not_compared():
     with pytest.raises(ValueError, match="expected probes of"):
         changes({"a": margins(2)}, {"b": margins(2)})
     with pytest.raises(ValueError, match="shorter"):
-        changes({"a": margins(2)}, {"a": margins(2, 15)})
+        changes({"a": margins(2)}, {"a": margins(2, 19)})
 
 
 def test_holm_by_hand():
