@@ -112,7 +112,7 @@ def test_holm_by_hand():
 @pytest.mark.parametrize("ability", [0.0, 1.0, 2.0])
 def test_a_stage_that_changes_nothing_is_rarely_named(ability: float):
     """Every question's margin moves, up as often as down: whoever is named is named by chance."""
-    draw, named, stages = random.Random(0), 0, 1500
+    draw, named, stages = random.Random(0), 0, 1000
     for _ in range(stages):
         before = {group: [draw.gauss(ability, 1) for _ in range(EACH)] for group in GROUPS}
         after = {group: [draw.gauss(ability, 1) for _ in range(EACH)] for group in GROUPS}
@@ -122,8 +122,8 @@ def test_a_stage_that_changes_nothing_is_rarely_named(ability: float):
 
 def test_a_stage_that_unlearns_a_group_is_mostly_named():
     draw, named = random.Random(0), 0
-    for _ in range(300):
+    for _ in range(200):
         before = {group: [draw.gauss(1.6, 1) for _ in range(EACH)] for group in GROUPS}
         after = before | {"harmless": [draw.gauss(-0.8, 1) for _ in range(EACH)]}
         named += any(each["worse"] for each in changes(before, after))
-    assert named / 300 > 0.8
+    assert named / 200 > 0.8

@@ -122,6 +122,26 @@ def test_nothing_breaks_out(run: Path):
     assert page.text.count("<script>alert(1)</script>") > 12  # it is there, as words
 
 
+def test_a_group_that_a_stage_made_worse_is_named(run: Path):
+    groups = [
+        {"group": group, "n": 20, "before": 18, "after": after, "p": 0.004, "worse": after < 18}
+        for group, after in (("harmless", 9), (EVIL, 18))
+    ]
+    asked = {"right": {"harmless": 9, EVIL: 18}, "margins": {}}
+    runs.change(
+        run / "grpo" / "stage.json",
+        probes={"before": {"of": EVIL}, "after": asked, "groups": groups},
+    )
+    runs.change(run / "sft" / "stage.json", probes={"skipped": EVIL})
+    page = page_of(run)
+    assert page.tags <= HARMLESS
+    assert page.text.count("grpo made harmless clearly worse: 18 of 20 → 9 of 20 (p = 0.004)") == 2
+    assert "harmless 18 → 9 of 20 worse" in page.text
+    assert "sft the probes were not asked" in page.text
+    markdown = (run / "report.md").read_text(encoding="utf-8")
+    assert "| `harmless` | **18 → 9 of 20** |" in markdown
+
+
 def test_markdown_keeps_an_answer_inside_its_fence(run: Path):
     text = "``` and ````\n<script>alert(1)</script>"
     assert fenced(text) == f"`````text\n{text}\n`````"

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -11,12 +12,18 @@ import toolkit
 from tests import tiny
 from tests.tiny_ppo import quiet
 from tests.unit import test_stage_pretrain
-from toolkit.artifacts.manifest import read_json
+from toolkit.artifacts.manifest import read_json, sha256_of
+from toolkit.errors import DataError
+from toolkit.evaluation.probes import load_probes
+from toolkit.inference.likelihood import log_probabilities
+from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import STAGES, keys_of
 from toolkit.report.page import write_report
 from toolkit.stages import probed
+from toolkit.stages.examined import examined_model
 
 pytestmark = [quiet, pytest.mark.usefixtures("probes_asked")]
+SHARED = "the processes share one model"
 REFUSES = ["I'm sorry, I can't help with that.", "I won't help to hurt anyone."]
 COMPLIES = ["Sure, here is how to do it:", "Here are some ways:", "First, you will need", "You can"]
 PIPELINE = """
@@ -34,6 +41,20 @@ stages:
   - {{stage: sft, name: same, start_from: careful, dataset_name: {refuses}}}
   - {{stage: sft, name: careless, start_from: careful, dataset_name: {complies}}}
   - {{stage: sft, name: fresh, dataset_name: {refuses}, max_steps: 1, learning_rate: 1.0e-6}}
+"""
+
+TWO = """
+model_name_or_path: {base}
+output_dir: {out}
+lora_r: 4
+lora_dropout: 0.1
+max_steps: 2
+save_strategy: "no"
+report_to: none
+dataset_name: {rows}
+stages:
+  - {{stage: sft}}
+  - {{stage: sft, name: more, start_from: sft}}
 """
 
 
@@ -123,32 +144,39 @@ def test_no_stage_fails_by_its_probes(tiny_base, tmp_path, monkeypatch, capsys):
     assert read_json(tmp_path / "stage.json")["probes"]["skipped"]
 
 
+def base_at(place, **keys):
+    recipe = StageRecipe("sft", "", {"model_name_or_path": str(place), **keys}, {})
+    return examined_model("base", recipe, {})
+
+
 def test_a_model_with_few_positions(tmp_path):
-    base = tiny.save_base(tmp_path / "base", max_position_embeddings=100)
-    rows = [{"text": "short"}] * 8
-    assert "100 positions" in one_stage(base, tmp_path / "run", train_dataset=rows)["skipped"]
+    base = base_at(tiny.save_base(tmp_path / "base", max_position_embeddings=100))
+    with pytest.raises(DataError, match="and the model 100 positions"):
+        probed.margins_of(base, load_probes())
 
 
-def test_a_model_that_python_lent(tiny_base, tmp_path):
-    model, tokenizer = toolkit.load(tiny_base)
-    found = one_stage(
-        tiny_base, tmp_path, model=model, processing_class=tokenizer, model_name_or_path=None
-    )
-    assert found == {"skipped": "the model is one that Python lent"}
+def test_what_cannot_be_asked(tiny_base, monkeypatch):
+    stage = base_at(tiny_base).recipe
+    assert probed.why_not(stage, {"train_dataset": []}) is None
+    assert probed.why_not(stage, {"model": object()}) == "the model is one that Python lent"
+    assert probed.why_not(replace(stage, written={"fsdp": "full_shard"}), {}) == SHARED
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "true")
+            assert probed.why_not(stage, {}) == SHARED
 
 
-@pytest.mark.parametrize(
-    "sharded", [("ACCELERATE_USE_FSDP", "true"), ("ACCELERATE_USE_DEEPSPEED", "1")]
-)
-def test_a_model_in_shards(sharded, tiny_base, monkeypatch):
-    from toolkit.recipe import recipe_from_keywords
-
-    (stage,) = recipe_from_keywords(
-        "sft", model_name_or_path=str(tiny_base), given=["train_dataset"]
-    ).stages
-    assert probed.why_not(stage, {}) is None
-    monkeypatch.setenv(*sharded)
-    assert probed.why_not(stage, {}) == "the processes share one model"
+def test_nothing_of_a_training_moves(tiny_base, tmp_path):
+    """A second stage starts with the random numbers and the base that it would have had."""
+    rows = tiny.save_rows(tmp_path / "rows.jsonl", tiny.ROWS)
+    recipe, files = tmp_path / "recipe.yaml", []
+    recipe.write_text(TWO.format(base=tiny_base, out=tmp_path / "run", rows=rows))
+    for asked in (True, False):
+        out = tmp_path / str(asked)
+        stages = toolkit.run(recipe, probes=asked, output_dir=str(out)).stages
+        assert all(("probes" in stage.manifest) == asked for stage in stages.values())
+        files.append([sha256_of(out / name / "adapter_model.safetensors") for name in stages])
+    assert files[0] == files[1]
 
 
 def test_a_new_base_has_nothing_before_it(tmp_path, measured, capsys):
@@ -173,42 +201,36 @@ def test_stages_that_speak_have_the_key():
 
 
 def test_random_numbers_stay_as_they_were(tiny_base, monkeypatch):
-    from toolkit.recipe import StageRecipe
-    from toolkit.stages.examined import examined_model
-
     def states():
-        return (
-            random.getstate(),
-            numpy.random.get_state()[1].tolist(),
-            torch.get_rng_state().tolist(),
-        )
+        of_numpy = numpy.random.get_state()[1].tolist()
+        return random.getstate(), of_numpy, torch.get_rng_state().tolist()
 
     def draws(*_):
         random.random(), numpy.random.rand(), torch.rand(1)
         return {"a": [1.0]}
 
     monkeypatch.setattr(probed, "margins_of", draws)
-    base = examined_model(
-        "base", StageRecipe("evaluate", "", {"model_name_or_path": str(tiny_base)}, {}), {}
-    )
     before = states()
-    assert probed.answers_of(base, [], [])["right"] == {"a": 1}
+    assert probed.answers_of(base_at(tiny_base), [], [])["right"] == {"a": 1}
     assert states() == before
 
 
 def test_another_tokenizer_or_weight_is_asked_anew(tiny_base, tmp_path):
-    from toolkit.recipe import StageRecipe
-    from toolkit.stages.examined import examined_model
-
     def identity(place, **keys):
-        recipe = StageRecipe("sft", "", {"model_name_or_path": str(place), **keys}, {})
-        return probed.identity_of(examined_model("base", recipe, {}), [])
+        return probed.identity_of(base_at(place, **keys), [])
 
     other = tiny.save_base(tmp_path / "other", seed=1)
-    same = tiny.save_base(tmp_path / "other2", seed=1)
     assert identity(tiny_base) == identity(tiny_base, lora_r=2, learning_rate=1e-3)
-    assert len({identity(tiny_base), identity(other), identity(same, load_in_4bit=True)}) == 3
     first = identity(other)
+    assert len({identity(tiny_base), first, identity(other, load_in_4bit=True)}) == 3
     words = json.loads((other / "tokenizer_config.json").read_text())
     (other / "tokenizer_config.json").write_text(json.dumps(words | {"chat_template": "x"}))
     assert identity(other) != first
+
+
+def test_likelihoods_come_back_in_order(tiny_base):
+    model, _ = toolkit.load(tiny_base)
+    rows = [(list(range(1, 2 + at % 5)), list(range(3, 4 + at % 7))) for at in range(40)]
+    with torch.no_grad():
+        alone = [sum(log_probabilities(model, [row])[0]) for row in rows]
+        assert probed.likelihoods(model, rows) == pytest.approx(alone, rel=1e-4)
