@@ -31,7 +31,8 @@ model_name_or_path: {base}
 output_dir: {out}
 lora_r: 8
 learning_rate: 1.0e-2
-max_steps: 30
+max_steps: 24
+logging_steps: 100
 per_device_train_batch_size: 8
 save_strategy: "no"
 report_to: none
@@ -49,6 +50,7 @@ output_dir: {out}
 lora_r: 4
 lora_dropout: 0.1
 max_steps: 2
+logging_steps: 100
 save_strategy: "no"
 report_to: none
 dataset_name: {rows}
@@ -114,7 +116,13 @@ def test_a_stage_that_unlearns_to_refuse_is_named(tiny_base, tmp_path, measured,
 
 
 def one_stage(base, out, **keys):
-    given = {"report_to": "none", "max_steps": 1, "train_dataset": tiny.ROWS, "save_strategy": "no"}
+    given = {
+        "report_to": "none",
+        "max_steps": 1,
+        "logging_steps": 9,
+        "train_dataset": tiny.ROWS,
+        "save_strategy": "no",
+    }
     keys = given | {"model_name_or_path": str(base), "output_dir": str(out)} | keys
     return toolkit.sft(**keys).manifest.get("probes")
 

@@ -25,7 +25,6 @@ from toolkit.inference.likelihood import log_probabilities
 from toolkit.models import kept
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import keys_of
-from toolkit.stages.answered import forget_model
 from toolkit.stages.examined import BASE, Examined, examined_model
 from toolkit.stages.own_launch import PLUGINS, SHARDING
 from toolkit.stages.prepared import starting_point
@@ -62,7 +61,7 @@ def probed(
         found = {"skipped": reason} if reason else asked(stage, folder, earlier, objects)
     except Exception as error:  # whatever a template or a device refuses, the stage is done
         found = {"skipped": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
-    forget_model()
+    kept.give_back()
     for line in lines_of(stage, found):
         note(line)
     return {"probes": found}
@@ -89,7 +88,7 @@ def asked(
     places = [*reversed(earlier.values()), *([Path(before.place).expanduser()] if before else [])]
     found: dict[str, Any] = {"set": probes.digest_of_probes(questions)}
     with one_base():
-        forget_model()
+        put_away()
         if before is not None:
             of = {"of": str(stage["start_from"] or BASE)}
             found["before"] = of | answers_of(before, questions, places)
@@ -102,6 +101,14 @@ def asked(
 def one_base() -> AbstractContextManager[Any]:
     """The base that the pipeline keeps; where none is kept, one for as long as the probes take."""
     return nullcontext() if kept.is_kept() else kept.one_base(device(), note)
+
+
+def put_away() -> None:
+    """Give back the base, or the memory of a model that is no adapter; each collects what is left."""
+    if kept.is_lent():
+        kept.give_back()
+    else:
+        kept.forget()
 
 
 def models_of(
@@ -132,7 +139,7 @@ def answers_of(
         return known
     with randomness_kept():
         margins = margins_of(examined, questions)
-    forget_model()
+    put_away()
     return {"digest": digest, "right": probes.right_of(margins), "margins": margins}
 
 
