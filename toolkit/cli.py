@@ -12,6 +12,7 @@ from toolkit import __version__, launching
 from toolkit.commands import checking
 from toolkit.commands.artefacts import compare, env, generate, merge, push, report, verify
 from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
+from toolkit.commands.use import chat, serve
 from toolkit.commands.words import count, parser
 from toolkit.errors import RecipeError, ToolkitError, TrainingError, UsageError
 from toolkit.quiet import quiet_libraries
@@ -244,6 +245,8 @@ COMMANDS = {
     "report": report,
     "compare": compare,
     "generate": generate,
+    "chat": chat,
+    "serve": serve,
     "verify": verify,
     "merge": merge,
     "push": push,

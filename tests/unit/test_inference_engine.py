@@ -135,7 +135,7 @@ def test_a_shorter_limit_gives_the_beginning_of_the_same(tiny_base):
 def test_a_deadline_ends_the_row_it_belongs_to_and_no_other():
     rows = [Prompt([1], deadline=2.5), Prompt([1]), Prompt([1], max_tokens=4)]
     clock = iter(range(9))
-    limits = Limits(rows, 2, clock=lambda: float(next(clock)))
+    limits = Limits(rows, [2, 2, 2], clock=lambda: float(next(clock)))
     for length in range(1, 6):
         limits(torch.zeros(3, 2 + length, dtype=torch.long), None)
     assert limits.lengths == [4, None, 4]

@@ -91,7 +91,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(temperature, top_k, top_p)
     count = 40_000
     logits = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 2
     rows = [Prompt([0], seed=seed) for seed in range(count)]
-    chain = processors(rows, Sampling(1, temperature, top_p, top_k), 1, torch.device("cpu"))
+    sampling = Sampling(1, temperature, top_p, top_k)
+    chain = processors(rows, sampling, [1] * count, torch.device("cpu"))
     scores = chain(torch.zeros(count, 1, dtype=torch.long), logits.repeat(count, 1))
     counts = scores.argmax(-1).bincount(minlength=len(logits)).double()
     expected = expected_probabilities(logits, temperature, top_k, top_p)

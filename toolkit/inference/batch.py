@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from toolkit.models.cache import with_room
+from toolkit.models.cache import RoomyLayer, with_room
 
 STEPS = 8
 """Between two looks at who has ended. Measured on 2,560 completions of 17 tokens, at most 64: with
@@ -29,21 +30,21 @@ class Batch:
         device: where the model is.
 
     Attributes:
-        prompt_length: tokens of every prompt with its padding.
-        steps: how many tokens each row has been given.
         rows: which prompts are left, by their position; B of them.
-        input_ids: their tokens, padding included; shape (B, prompt_length + steps).
+        starts: where the completion of each row begins, behind its padded prompt.
+        input_ids: their tokens, padding included; shape (B, L).
         mask: 1 where there is a token and not padding; the same shape.
         cache: what the model remembers of them; None if nothing.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], pad_id: int, device: Any):
-        self.prompt_length = max(map(len, prompts))
-        self.steps = 0
+        length = max(map(len, prompts))
+        self.pad_id = pad_id
         self.rows = list(range(len(prompts)))
-        pads = [self.prompt_length - len(prompt) for prompt in prompts]
+        self.starts = [length] * len(prompts)
+        pads = [length - len(prompt) for prompt in prompts]
         filled = [[pad_id] * pad + [*ids] for pad, ids in zip(pads, prompts, strict=True)]
-        kept = [[0] * pad + [1] * (self.prompt_length - pad) for pad in pads]
+        kept = [[0] * pad + [1] * (length - pad) for pad in pads]
         self.input_ids = torch.tensor(filled, device=device)
         self.mask = torch.tensor(kept, device=device)
         self.cache: DynamicCache | None = None
@@ -82,18 +83,22 @@ class Batch:
         """Take in what `generate` gives back.
 
         Args:
-            input_ids: shape (B, prompt_length + steps + the new ones).
+            input_ids: shape (B, L + the new ones).
             cache: what the model remembers.
 
         Returns:
             What each row has been given so far.
         """
         new = input_ids.shape[1] - self.input_ids.shape[1]
-        self.steps += new
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), new)], dim=1)
         self.input_ids = input_ids
         self._keep_cache(cache)
-        return input_ids[:, self.prompt_length :].tolist()
+        return self.written()
+
+    def written(self) -> list[list[int]]:
+        """What each row has been given so far."""
+        rows = zip(self.input_ids.tolist(), self.starts, strict=True)
+        return [ids[start:] for ids, start in rows]
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with some of the rows.
@@ -104,6 +109,7 @@ class Batch:
         if len(places) == len(self.rows):
             return
         self.rows = [self.rows[place] for place in places]
+        self.starts = [self.starts[place] for place in places]
         index = torch.tensor(places, dtype=torch.long, device=self.mask.device)
         self.input_ids, self.mask = self.input_ids[index], self.mask[index]
         if self.cache is not None and places:
@@ -111,8 +117,51 @@ class Batch:
 
     def next_steps(self, longest: int) -> int:
         """How many steps to make before the next look, of `longest` in all."""
-        left = longest - self.steps
+        left = longest - (self.input_ids.shape[1] - min(self.starts))
         return min(STEPS, left) if self.cache_fits else left
+
+    @property
+    def can_join(self) -> bool:
+        """Whether rows of this batch and of another can go on together."""
+        layers = self.cache.layers if self.cache is not None else [None]
+        return all(type(layer) in (DynamicLayer, RoomyLayer) for layer in layers)
+
+    def join(self, other: "Batch") -> None:
+        """Take in the rows of another batch, which then has none.
+
+        Both have been read, and `can_join`; the rows of the other have positions of their own.
+        """
+        length = max(self.input_ids.shape[1], other.input_ids.shape[1])
+        for batch in (self, other):
+            batch._shift(length - batch.input_ids.shape[1])
+        self.rows, self.starts = self.rows + other.rows, self.starts + other.starts
+        self.input_ids = torch.cat([self.input_ids, other.input_ids])
+        self.mask = torch.cat([self.mask, other.mask])
+        for mine, theirs in zip(*(batch._layers() for batch in (self, other)), strict=True):
+            mine.keys = torch.cat([mine.keys, theirs.keys])
+            mine.values = torch.cat([mine.values, theirs.values])
+        other.rows = []
+
+    def trim(self) -> None:
+        """Drop the columns in which there is nothing but padding."""
+        if self.rows:
+            self._shift(-int((self.mask.cumsum(dim=1) == 0).all(dim=0).sum()))
+
+    def _shift(self, by: int) -> None:
+        """Put so many columns of padding in front, or take them away."""
+        if by == 0:
+            return
+        self.starts = [start + by for start in self.starts]
+        self.input_ids = pad(self.input_ids, (by, 0), value=self.pad_id)
+        self.mask = pad(self.mask, (by, 0))
+        for layer in self._layers():
+            layer.keys, layer.values = (
+                pad(layer.keys, (0, 0, by, 0)),
+                pad(layer.values, (0, 0, by, 0)),
+            )
+
+    def _layers(self) -> list[Any]:
+        return list(self.cache.layers) if self.cache is not None else []
 
     def _keep_cache(self, cache: Any) -> None:
         """Keep a cache whose rows can be chosen; a model with another kind reads its rows anew."""

@@ -65,19 +65,19 @@ class SeededDraw(LogitsProcessor):
 
     Args:
         uniforms_BS: what each row draws with, step by step.
-        prompt_length: tokens of the padded prompts.
+        starts: where the completion of each row begins, behind its padded prompt.
     """
 
-    def __init__(self, uniforms_BS: Tensor, prompt_length: int):
+    def __init__(self, uniforms_BS: Tensor, starts: Sequence[int]):
         self.uniforms_BS = uniforms_BS
-        self.prompt_length = prompt_length
+        self.starts_B1 = torch.tensor(starts, device=uniforms_BS.device)[:, None]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores of shape (B, V) with one token left in each row."""
-        step = input_ids.shape[1] - self.prompt_length
+        numbers_B = self.uniforms_BS.gather(1, input_ids.shape[1] - self.starts_B1)[:, 0]
         # Apple's devices have no float64
         device = torch.device("cpu") if scores.device.type == "mps" else scores.device
-        drawn_B = draw(scores.to(device), self.uniforms_BS[:, step].to(device))
+        drawn_B = draw(scores.to(device), numbers_B.to(device))
         only_BV = torch.full_like(scores, -torch.inf)
         return only_BV.scatter_(1, drawn_B[:, None].to(scores.device), 0.0)
 
@@ -86,7 +86,8 @@ class RefuseNaN(LogitsProcessor):
     """Stops where a model gives no numbers, whose completions would look empty but finished.
 
     Args:
-        prompt_length: tokens of the padded prompts; only the first step is looked at.
+        prompt_length: tokens of the padded prompts; only the first step is looked at, or that of
+            the rows that came last.
     """
 
     def __init__(self, prompt_length: int):
@@ -124,7 +125,7 @@ class StopStrings(StoppingCriteria):
     Args:
         tokenizer: decodes what a row ends with.
         strings: each row's stop strings; none for a row that only a stop token ends.
-        prompt_length: tokens of the padded prompts.
+        starts: where the completion of each row begins, behind its padded prompt.
 
     Attributes:
         lengths: how many tokens a row had when a stop string was complete; None if it had none.
@@ -134,11 +135,11 @@ class StopStrings(StoppingCriteria):
         self,
         tokenizer: PreTrainedTokenizerBase,
         strings: Sequence[tuple[str, ...]],
-        prompt_length: int,
+        starts: Sequence[int],
     ):
         self.tokenizer = tokenizer
         self.strings = strings
-        self.prompt_length = prompt_length
+        self.starts = starts
         self.lengths: list[int | None] = [None] * len(strings)
         longest = max((len(text.encode()) for row in strings for text in row), default=0)
         # A token has a byte at least; one more, for the space that some tokenizers strip in front
@@ -151,11 +152,12 @@ class StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """Whether each row has ended; bool, shape (B,)."""
-        length = input_ids.shape[1] - self.prompt_length
-        tails = input_ids[:, -min(self.tail, length) :].tolist()
+        tails = input_ids[:, -self.tail :].tolist()
         for row, strings in enumerate(self.strings):
             if strings and self.lengths[row] is None:
-                text = self.tokenizer.decode(tails[row], skip_special_tokens=True)
+                length = input_ids.shape[1] - self.starts[row]
+                own = tails[row][-min(self.tail, length) :]
+                text = self.tokenizer.decode(own, skip_special_tokens=True)
                 if any(string in text for string in strings):
                     self.lengths[row] = length
         done = [length is not None for length in self.lengths]
@@ -167,7 +169,7 @@ class Limits(StoppingCriteria):
 
     Args:
         prompts: the batch, with `max_tokens` and `deadline`.
-        prompt_length: tokens of the padded prompts.
+        starts: where the completion of each row begins, behind its padded prompt.
         clock: gives the seconds that deadlines are in; by default `time.monotonic`.
 
     Attributes:
@@ -177,11 +179,11 @@ class Limits(StoppingCriteria):
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        prompt_length: int,
+        starts: Sequence[int],
         clock: Callable[[], float] | None = None,
     ):
         self.prompts = prompts
-        self.prompt_length = prompt_length
+        self.starts = starts
         self.clock = clock or time.monotonic
         self.lengths: list[int | None] = [None] * len(prompts)
 
@@ -194,8 +196,9 @@ class Limits(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """Whether each row has come to its limit; bool, shape (B,)."""
-        length, now = input_ids.shape[1] - self.prompt_length, self.clock()
+        now = self.clock()
         for row, prompt in enumerate(self.prompts):
+            length = input_ids.shape[1] - self.starts[row]
             full = prompt.max_tokens is not None and length >= prompt.max_tokens
             late = prompt.deadline is not None and now >= prompt.deadline
             if self.lengths[row] is None and (full or late):

@@ -114,13 +114,17 @@ class TransformersEngine:
                     found[index] = score
         return found
 
+    @property
+    def positions(self) -> int:
+        """How many tokens a prompt and its completion may have together; 0 for no limit."""
+        config = self.model.config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None) or 0
+
     def check_length(self, prompt: Prompt, max_completion_length: int) -> None:
         """Refuse a prompt that is empty, or too long for the model together with its completion."""
         if not prompt.input_ids:
             raise DataError(f"{prompt.where}: the prompt has no tokens")
-        config = self.model.config.get_text_config(decoder=True)
-        positions = getattr(config, "max_position_embeddings", None) or 0
-        length = len(prompt.input_ids)
+        positions, length = self.positions, len(prompt.input_ids)
         if 0 < positions < length + max_completion_length:
             room = positions - length
             advice = f"lower max_completion_length to {room}" if room > 0 else "shorten the prompt"
@@ -153,40 +157,61 @@ class TransformersEngine:
         """The completions of one batch."""
         batch = Batch([prompt.input_ids for prompt in prompts], self.pad_id, self.model.device)
         found: dict[int, Completion] = {}
+        with self.completing(len(prompts)):
+            self.read_shared(batch)
+            while batch.rows:
+                left = [prompts[row] for row in batch.rows]
+                steps = batch.next_steps(sampling.max_completion_length)
+                found |= self.go_on(batch, left, sampling, steps)
+        return [found[row] for row in range(len(prompts))]
+
+    @contextmanager
+    def completing(self, count: int) -> Iterator[None]:
+        """Inside the block, the model completes so many prompts.
+
+        Raises:
+            TrainingError: if the device has not enough memory for them.
+        """
         try:
             with as_for_generation(self.model, self._settings(1)):
-                if (shared := batch.shared()) is not None:
-                    batch.spread(self._generate(shared, 1).past_key_values)
-                while batch.rows:
-                    found |= self._go_on(batch, prompts, sampling)
+                yield
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"the device has not enough memory to complete {len(prompts)} prompts at a time "
+                f"the device has not enough memory to complete {count} prompts at a time "
                 f"({str(error).splitlines()[0]}); lower per_device_eval_batch_size or "
                 "max_completion_length"
             ) from error
-        return [found[row] for row in range(len(prompts))]
 
-    def _go_on(
-        self, batch: Batch, prompts: Sequence[Prompt], sampling: Sampling
+    def read_shared(self, batch: Batch) -> None:
+        """Read prompts that several rows have, once."""
+        if (shared := batch.shared()) is not None:
+            batch.spread(self._generate(shared, 1).past_key_values)
+
+    def go_on(
+        self, batch: Batch, left: Sequence[Prompt], sampling: Sampling, steps: int
     ) -> dict[int, Completion]:
-        """Some more steps for the rows that are left; the completions of those that end with it."""
-        left = [prompts[row] for row in batch.rows]
-        length = batch.prompt_length
-        ends = StopStrings(self.tokenizer, [prompt.stop_strings for prompt in left], length)
-        limits = Limits(left, length)
+        """Some more steps for the rows that are left; the completions of those that end with it.
+
+        Args:
+            batch: on its way.
+            left: the prompt of each of its rows.
+            sampling: how tokens are chosen.
+            steps: how many at most.
+        """
+        ends = StopStrings(self.tokenizer, [each.stop_strings for each in left], batch.starts)
+        limits = Limits(left, batch.starts)
         criteria = [each for each in (ends, limits) if each.is_needed]
         made = self._generate(
             batch.inputs(),
-            batch.next_steps(sampling.max_completion_length),
-            logits_processor=processors(left, sampling, length, self.model.device),
+            steps,
+            logits_processor=processors(left, sampling, batch.starts, self.model.device),
             stopping_criteria=StoppingCriteriaList(criteria),
         )
         written = batch.extend(made.sequences, made.past_key_values)
-        is_last = batch.steps >= sampling.max_completion_length
         found: dict[int, Completion] = {}
         remaining: list[int] = []
         for place, row in enumerate(batch.rows):
+            is_last = len(written[place]) >= sampling.max_completion_length
             ended = ends.lengths[place] is not None or not self.stop_set.isdisjoint(written[place])
             if ended or is_last or limits.lengths[place] is not None:
                 # what comes behind a limit is fill
@@ -236,24 +261,24 @@ class TransformersEngine:
 
 
 def processors(
-    prompts: Sequence[Prompt], sampling: Sampling, prompt_length: int, device: Any
+    prompts: Sequence[Prompt], sampling: Sampling, starts: Sequence[int], device: Any
 ) -> LogitsProcessorList:
     """What makes of the logits of a batch the token of each row.
 
     Args:
         prompts: the batch.
         sampling: how tokens are chosen.
-        prompt_length: tokens of the padded prompts.
+        starts: where the completion of each row begins.
         device: where the logits are.
     """
-    found = LogitsProcessorList([RefuseNaN(prompt_length)])
+    found = LogitsProcessorList([RefuseNaN(max(starts))])
     if sampling.temperature == 0:
         return found
     found += warpers(sampling.temperature, sampling.top_k, sampling.top_p)
     numbers_BS = uniforms([prompt.seed for prompt in prompts], sampling.max_completion_length)
     if device.type != "mps":
         numbers_BS = numbers_BS.to(device)
-    found.append(SeededDraw(numbers_BS, prompt_length))
+    found.append(SeededDraw(numbers_BS, starts))
     return found
 
 
