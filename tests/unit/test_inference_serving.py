@@ -309,7 +309,7 @@ def test_a_token_is_asked_for_and_any_host_may_be_called(loaded):
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         assert client.get("/v1/models", headers={"Host": "gpu.example"}).status_code == 200
         assert ask(client).status_code == 200
-        assert httpx2.get(f"{client.base_url}health").status_code == 200
+        assert httpx2.get(client.base_url.join("/health")).status_code == 200
 
 
 def test_what_drains_finishes_and_takes_nothing_more(loaded, monkeypatch):

@@ -28,28 +28,45 @@ def run(tmp_path_factory):
         return served.save_run(tmp_path_factory.mktemp("served"))
 
 
+SLOW = """
+import sys, time
+from toolkit.cli import main
+from toolkit.inference.sampling import TransformersEngine
+
+go_on = TransformersEngine.go_on
+
+def slowly(self, batch, left, sampling, steps):
+    time.sleep(0.05)
+    return go_on(self, batch, left, sampling, 1)
+
+TransformersEngine.go_on = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_sigterm_finishes_what_is_running_and_ends_with_0(run):
-    words = ["serve", str(run), "--port", "0", "--max_tokens", "1500"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "toolkit", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", SLOW, "serve", str(run), "--port", "0"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stdout is not None
     try:
         said = [process.stdout.readline().strip() for _ in range(2)]
         assert said[0] == "models: sft, ppo, base"
-        place = said[1].split("/v1")[0]
         body = {
             "model": "ppo", "messages": [{"role": "user", "content": "hello"}], "stream": True,
-            "temperature": 0, "max_tokens": 1500,
+            "temperature": 0, "max_tokens": 80,
         }  # fmt: skip
-        with httpx2.stream("POST", f"{place}/v1/chat/completions", json=body, timeout=60) as answer:
+        with (
+            httpx2.Client(base_url=said[1].split("/v1")[0], timeout=60) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
-            while httpx2.get(f"{place}/health").status_code == 200:
+            while client.get("/health").status_code == 200:
                 pass
-            late = httpx2.post(f"{place}/v1/chat/completions", json=body)
-            assert late.status_code == 503
+            assert client.post("/v1/chat/completions", json=body).status_code == 503
             last = [line for line in lines if line][-2:]
         assert '"finish_reason":"length"' in last[0]
         assert last[1] == "data: [DONE]"
@@ -128,31 +145,25 @@ def test_what_is_missing_is_named(run, monkeypatch):
         module.serve(str(run))
 
 
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """A program called vllm that writes down how it was called."""
-    program = tmp_path / "bin" / "vllm"
-    program.parent.mkdir()
-    program.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\n"
-        f"json.dump([sys.argv[1:], os.environ.get('VLLM_API_KEY')], open({str(tmp_path / 'called')!r}, 'w'))\n"
-    )
+def test_vllm_is_started_with_every_stage_and_the_token_out_of_sight(
+    run, tmp_path, monkeypatch, capsys
+):
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    return tmp_path / "called"
-
-
-def test_vllm_is_started_with_every_stage_and_the_token_out_of_sight(run, stand_in):
-    words = ["serve", str(run), "--backend", "vllm", "--port", "9000"]
-    done = subprocess.run(
-        [sys.executable, "-m", "toolkit", *words], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {module.TOKEN: "a-token-for-vllm"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    called, key = json.loads(stand_in.read_text())
-    assert key == "a-token-for-vllm"
-    assert not any("a-token" in word for word in [*called, done.stdout])
-    assert called == vllm_words(
+    called = []
+    monkeypatch.setattr(os, "execve", lambda *given: called.append(given))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match="vLLM is not installed here"):
+        module.serve(str(run), backend="vllm")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(module.TOKEN, "a-token-for-vllm")
+    module.serve(str(run), port=9000, backend="vllm")
+    ((path, words, environment),) = called
+    assert path == words[0] == str(program)
+    assert environment["VLLM_API_KEY"] == "a-token-for-vllm"
+    assert "a-token" not in "".join(words) + capsys.readouterr().out
+    assert words[1:] == vllm_words(
         served_models(str(run), None), host="127.0.0.1", port=9000, max_concurrency=16
     )
 

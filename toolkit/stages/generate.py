@@ -4,7 +4,7 @@ Rows are read, seeded, written and resumed as by stage rank, whose keys it takes
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -122,12 +122,13 @@ def by_vllm(examined: Examined, recipe: StageRecipe) -> Engine:
     return VllmEngine(base, tokenizer, {"policy": examined.place}, speaks="policy")
 
 
-def writer(run: str, stage: str | None) -> str:
+def writer(run: str, stage: str | None, tell: Callable[[str], Any] = note) -> str:
     """The folder or Hub id of what answers.
 
     Args:
         run: as of `generate`.
         stage: likewise.
+        tell: is told which stage it is, where nobody has named one.
 
     Raises:
         RecipeError: if there is none.
@@ -144,5 +145,5 @@ def writer(run: str, stage: str | None) -> str:
         raise RecipeError(
             f"{run}: expected a run with a stage that answers, or a model's folder, found neither"
         )
-    note(f"{able[-1]} answers, the last of {', '.join(able)}; name another with --stage")
+    tell(f"{able[-1]} answers, the last of {', '.join(able)}; name another with --stage")
     return str(folder / able[-1])
