@@ -98,7 +98,7 @@ def test_run_then_inspect(recipe, capsys):
     path = recipe()
     assert cli.main(["run", path, "--max_steps", "1"]) == 0
     printed = capsys.readouterr().out
-    for word in ("toolkit.load(", "transformers serve", "transformers chat", "toolkit push"):
+    for word in ("toolkit.load(", "toolkit serve", "toolkit chat", "toolkit push"):
         assert word in printed
     assert cli.main(["inspect", path, "--rows", "2"]) == 0
     printed = capsys.readouterr().out

@@ -14,16 +14,23 @@ def printed(capsys, stage, folder, **keys):
 
 def test_a_policy_is_served_and_a_reward_model_scores(capsys, tmp_path):
     for stage in ("sft", "dpo", "grpo", "ppo"):
-        text = printed(capsys, stage, tmp_path / stage, dataset_name="x")
-        assert f"transformers serve {tmp_path / stage}-merged " in text
-        assert f"toolkit merge {tmp_path / stage} --output {tmp_path / stage}-merged\n" in text
+        folder = tmp_path / stage
+        text = printed(capsys, stage, folder, dataset_name="x")
+        assert f"toolkit generate {folder} --prompt" in text
+        assert "toolkit chat" not in text, "it has no chat template"
+        folder.mkdir()
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        text = printed(capsys, stage, folder, dataset_name="x")
+        assert f"toolkit chat {folder}\n" in text
+        assert f"toolkit serve {folder} " in text
+        assert f"toolkit merge {folder} --output {folder}-merged\n" in text
     whole = printed(capsys, "sft", tmp_path / "sft", dataset_name="x", use_peft=False)
-    assert f"transformers serve {tmp_path / 'sft'} " in whole
+    assert f"toolkit serve {tmp_path / 'sft'} " in whole
     assert "toolkit merge" not in whole
     text = printed(capsys, "reward", tmp_path / "reward", dataset_name="x")
     assert "load_reward_model" in text
     assert f'reward_funcs: ["adapter:{tmp_path / "reward"}"]' in text
-    assert "transformers serve" not in text
+    assert "toolkit serve" not in text
     folder = tmp_path / "reward"
     assert f"toolkit merge {folder} --output {folder}-merged\n" in text
     text = printed(capsys, "reward", folder, dataset_name="x", use_peft=False)

@@ -19,12 +19,12 @@ from toolkit.stages.requests import sampled
 
 HELP = {
     "/system TEXT": "what the model is told before everything; without TEXT: what it is",
-    "/think N": "spend up to N tokens on an answer: a model made to think (</think>) thinks so long, "
-    "of any other the samples vote; /think 0 ends it",
+    "/think N": "up to N tokens for an answer: its samples vote, or, where the",
+    "": "chat template has </think>, it thinks so long; 0 ends it",
     "/good": "the last answer was good; kept for training",
     "/bad [BETTER]": "it was not; BETTER is what it should have been",
     "/reset": "forget the conversation; the system message stays",
-    "/save FILE": "append the conversation to FILE.jsonl, as a row that stage sft reads",
+    "/save FILE": "append the conversation to FILE.jsonl, for stage sft",
     "/help": "this",
     "/quit": "end, as Ctrl-D; Ctrl-C stops an answer",
     "//TEXT": "say /TEXT",

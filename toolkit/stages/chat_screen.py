@@ -55,6 +55,8 @@ class Screen:
     """
 
     def __init__(self):
+        with suppress(AttributeError):  # a terminal may not know every letter
+            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         self.is_person = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = Console(highlight=False, emoji=False, soft_wrap=True)
         self.notes = self.console if self.is_person else Console(stderr=True, soft_wrap=True)
@@ -83,8 +85,9 @@ class Screen:
 
     def show(self, piece: str) -> None:
         """Show a piece of what a model writes."""
-        self.console.print(Text(harmless(piece)), end="")
-        self.console.file.flush()
+        out = self.console.file  # rich would turn tabs into spaces
+        out.write(harmless(piece))
+        out.flush()
 
     def end(self, note: str = "") -> None:
         """End an answer; a note stands below it."""

@@ -1,6 +1,6 @@
 """A conversation with a model: what it is shown, what it answers, and what no longer fits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -99,7 +99,7 @@ class Conversation:
         """Begin anew; the system message stays."""
         self.messages, self.last = [], None
 
-    def answers(self, text: str) -> Iterator[str]:
+    def answers(self, text: str) -> Generator[str, None, None]:
         """Have the user's words answered; what was said until it was stopped stays said.
 
         Args:

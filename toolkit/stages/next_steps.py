@@ -3,15 +3,13 @@
 import shlex
 from pathlib import Path
 
+from toolkit.artifacts.card_loading import has_template
 from toolkit.recipe import Recipe, StageRecipe
 from toolkit.stages.terminal import lines
 
 
 def after_stage(stage: StageRecipe, folder: Path) -> None:
-    """Print how to load, merge, serve, chat with and push a trained stage.
-
-    transformers 5.23 serves whole models only, so an adapter is merged into a copy of its base.
-    """
+    """Print how to load, chat with, serve, merge and push a trained stage."""
     if stage.stage == "evaluate":
         return
     if stage.stage == "rank":
@@ -29,20 +27,17 @@ def after_stage(stage: StageRecipe, folder: Path) -> None:
             [f"toolkit sft --model_name_or_path {place} --dataset_name chats.jsonl"],
         )
         return
-    shell, served = [], place
-    if stage["use_peft"]:
-        served = shlex.quote(str(folder.with_name(f"{folder.name}-merged")))
-        shell.append(f"toolkit merge {place} --output {served}")
+    uses = [f'toolkit generate {place} --prompt "…"']
+    if has_template(folder):
+        uses = [
+            f"toolkit chat {place}",
+            f"toolkit serve {place}     # pip install 'toolkit[serve]'",
+        ]
+    if stage["use_peft"]:  # for programs that load no adapters
+        merged = shlex.quote(str(folder.with_name(f"{folder.name}-merged")))
+        uses.append(f"toolkit merge {place} --output {merged}")
     lines("in Python", python)
-    lines(
-        "in a shell",
-        [
-            *shell,
-            f"transformers serve {served}     # pip install 'toolkit[serve]'",
-            f"transformers chat {served}      # in another terminal",
-            f"toolkit push {place} USER/NAME     # private, with a card",
-        ],
-    )
+    lines("in a shell", [*uses, f"toolkit push {place} USER/NAME     # private, with a card"])
 
 
 def after_rank(stage: StageRecipe, folder: Path) -> None:
