@@ -1,6 +1,7 @@
 """The server over real HTTP on this machine: right answers, limits kept, nobody waits for the gone."""
 
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from tests import served
 from toolkit.errors import TrainingError
 from toolkit.inference.sampling import TransformersEngine
 from toolkit.inference.serving.guard import LOCAL
-from toolkit.inference.serving.server import listening
+from toolkit.inference.serving.scheduler import Scheduler
+from toolkit.inference.serving.server import IDLE_S, listening
 from toolkit.stages.serve import Limits, engine_of, server_of
 from toolkit.stages.served import served_models
 
@@ -234,6 +236,10 @@ def test_a_failure_is_told_and_the_server_goes_on(loaded, monkeypatch, capsys):
             assert found.status_code == 500
             assert found.json()["error"]["message"] == said
         assert ask(client).status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(Scheduler, "_place", lambda *_: 1 / 0)
+            assert ask(client).status_code == 500
+        assert ask(client).status_code == 200
     assert "a secret of the inside" in capsys.readouterr().err
 
 
@@ -326,3 +332,15 @@ def test_what_drains_finishes_and_takes_nothing_more(loaded, monkeypatch):
         assert "retry-after" in found.headers
         assert client.get("/health").json() == {"status": "draining"}
         assert events(running.result())[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_connection_on_which_nothing_is_asked_is_closed(loaded):
+    with serving(loaded) as (client, server, _):
+        place = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(place, timeout=30) as silent:
+            silent.sendall(b"GET /health HTTP/1.1\r\n")
+            until(lambda: server.idle)
+            server.close_idle(time.monotonic() + IDLE_S - 5)
+            assert ask(client).status_code == 200
+            server.close_idle(time.monotonic() + IDLE_S + 1)
+            assert silent.recv(100) == b""

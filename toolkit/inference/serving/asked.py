@@ -87,7 +87,7 @@ def asked_for(body: Mapping[str, Any]) -> Asked:
         model=text(given["model"], "model"),
         messages=messages_of(given["messages"]),
         n=whole(given.get("n", 1), "n", 1),
-        temperature=number(given.get("temperature", 1.0), "temperature", lambda x: 0 <= x <= 2, "0 to 2"),
+        temperature=number(given.get("temperature", 1.0), "temperature", lambda x: x == 0 or 0.01 <= x <= 2, "0, or 0.01 to 2"),
         top_p=number(given.get("top_p", 1.0), "top_p", lambda x: 0 < x <= 1, "more than 0, up to 1"),
         max_tokens=whole(given[longest[0]], longest[0], 1) if longest else None,
         stop=stops(given.get("stop", [])),

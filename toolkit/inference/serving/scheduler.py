@@ -97,14 +97,22 @@ class Scheduler:
     def work(self) -> None:
         """Write until it is closed; the thread's own."""
         while self._wait():
-            for writing in self._begun():
-                self._turn(writing)
-                self._place(writing)
-            if self.writings:
-                writing = self.writings.popleft()
-                self._turn(writing)
-                if writing.rows:
-                    self.writings.append(writing)
+            try:
+                self._round()
+            except Exception as error:  # what is on its way is lost, and nobody waits in vain
+                self.writings.clear()
+                self._fail(None, list(self.owners), error)
+
+    def _round(self) -> None:
+        """Begin what may begin, and give one batch its turn."""
+        for writing in self._begun():
+            self._turn(writing)
+            self._place(writing)
+        if self.writings:
+            writing = self.writings.popleft()
+            self._turn(writing)
+            if writing.rows:
+                self.writings.append(writing)
 
     def _wait(self) -> bool:
         """Wait until there is something to do; whether to go on."""

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import time
 from types import FrameType
 from typing import Any
 
@@ -10,6 +11,8 @@ import uvicorn
 from toolkit.inference.serving.guard import Door
 
 HEAD_BYTES = 32 * 1024
+IDLE_S = 15.0
+"""How long a client may hold a connection without having sent the head of a request."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -38,6 +41,7 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self.door = door
+        self.idle: dict[Any, tuple[Any, float]] = {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain; a second Ctrl-C ends at once."""
@@ -47,8 +51,26 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end, asked ten times a second."""
+        self.close_idle(time.monotonic())
         is_done = self.door.is_draining and not self.door.running
         return await super().on_tick(counter) or is_done
+
+    def close_idle(self, now: float) -> None:
+        """Close connections on which nothing was asked for too long; uvicorn waits for ever.
+
+        Args:
+            now: in seconds of a monotonic clock.
+        """
+        before, self.idle = self.idle, {}
+        for each in list(self.server_state.connections):
+            cycle = each.cycle  # of the newest request, in uvicorn 0.54's HTTP protocols
+            if cycle is not None and not cycle.response_complete:
+                continue
+            known, since = before.get(each, (None, now))
+            since = since if known is cycle else now
+            self.idle[each] = (cycle, since)
+            if now - since > IDLE_S:
+                each.transport.close()
 
 
 def listening(host: str, port: int) -> socket.socket:
