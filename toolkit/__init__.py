@@ -21,6 +21,7 @@ _HOMES = {
     "dpo": "toolkit.from_python",
     "grpo": "toolkit.from_python",
     "ppo": "toolkit.from_python",
+    "rejection": "toolkit.from_python",
     "rank": "toolkit.from_python",
     "evaluate": "toolkit.from_python",
     "run": "toolkit.pipeline",
@@ -32,7 +33,7 @@ _HOMES = {
 # pyright: reportUnsupportedDunderAll=false
 __all__ = [
     "ToolkitError", "__version__", "build", "dpo", "evaluate", "grpo", "load", "merge", "ppo",
-    "pretrain", "rank", "reward", "run", "sft",
+    "pretrain", "rank", "rejection", "reward", "run", "sft",
 ]  # fmt: skip
 
 

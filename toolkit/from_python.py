@@ -49,6 +49,11 @@ def ppo(*, overwrite: bool = False, **keys: Any) -> StageResult:
     return run_stage("ppo", overwrite=overwrite, **keys)
 
 
+def rejection(*, overwrite: bool = False, **keys: Any) -> StageResult:
+    """Sample answers, learn the right ones, and again; keywords are recipe keys."""
+    return run_stage("rejection", overwrite=overwrite, **keys)
+
+
 def rank(*, overwrite: bool = False, **keys: Any) -> StageResult:
     """Sample answers and rank them by rewards: preferences on policy; keywords are recipe keys."""
     return run_stage("rank", overwrite=overwrite, **keys)
@@ -85,7 +90,7 @@ def given_to(stage: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], Recip
         keys["model_name_or_path"] = str(keys.pop("model"))
     names = OBJECTS + (OF_TRAINING if stage in TRAINING else ())
     names += OF_ROLLOUTS if stage in ("grpo", "ppo") else ()
-    names += ("reward_funcs",) if stage in ("rank", "evaluate") else ()
+    names += ("reward_funcs",) if stage in ("rank", "evaluate", "rejection") else ()
     objects = {
         key: keys.pop(key)
         for key in names
@@ -121,7 +126,7 @@ def build(stage: str, **keys: Any) -> Any:
     objects, recipe = given_to(stage, keys)
     module = stage_module(stage)
     if not hasattr(module, "build"):
-        raise RecipeError(f"stage {stage!r} trains nothing, so there is no trainer to build")
+        raise RecipeError(f"stage {stage!r} has no trainer of its own, so there is none to build")
     (only,) = recipe.stages
     trainer = module.build(only, output_dir=recipe.output_dir, earlier={}, **objects)
     if pushing.pushes(only):

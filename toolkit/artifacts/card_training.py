@@ -10,7 +10,7 @@ from toolkit.artifacts.markdown import code, duration, gibibytes, table, whole
 METHODS = {
     "pretrain": "pretraining", "sft": "supervised fine-tuning", "reward": "reward modelling",
     "dpo": "direct preference optimization", "grpo": "GRPO", "ppo": "PPO",
-    "rank": "ranking of its own answers",
+    "rank": "ranking of its own answers", "rejection": "rejection-sampling fine-tuning",
 }  # fmt: skip
 Stages = Sequence[Mapping[str, Any]]
 

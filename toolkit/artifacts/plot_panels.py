@@ -68,6 +68,11 @@ ROLLOUTS = (
 PANELS: dict[str, tuple[Panel, ...]] = {
     "pretrain": SUPERVISED,
     "sft": SUPERVISED,
+    "rejection": (
+        Panel("Held-out accuracy", {"held_out": ""}, share=True, from_zero=True, noisy=False),
+        Panel("Problems answered right", {"solved": ""}, share=True, from_zero=True, noisy=False),
+        *SUPERVISED[:2],
+    ),
     "reward": (
         LOSS,
         Panel(RIGHT, {"accuracy": "training", "eval_accuracy": "held out"}, share=True),

@@ -32,7 +32,7 @@ LARGE = 32 * 2**20  # bytes of a file of lines above which not every line is rea
 BARS = 10
 PURPOSES = {
     "sft": "sft", "reward": "preference", "dpo": "preference", "grpo": "prompt", "ppo": "prompt",
-    "rank": "prompt", "pretrain": "sft",
+    "rank": "prompt", "rejection": "prompt", "pretrain": "sft",
 }  # fmt: skip
 
 

@@ -81,8 +81,8 @@ class Look:
 
     @property
     def trains(self) -> bool:
-        """Whether it trains a model."""
-        return self.stage.stage in TRAINING
+        """Whether it trains a model, on rows that are known."""
+        return self.stage.stage in TRAINING and self.stage.stage != "rejection"
 
     def earlier(self) -> Mapping[str, Path]:
         """The folders of the stages before it, by name."""

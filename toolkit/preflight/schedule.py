@@ -110,6 +110,8 @@ def check(look: Look) -> None:
     if found is None:
         if look.stage.stage == "pretrain":
             look.warn(SUBJECT, "unchecked: the tokenizer that would count is trained in the stage")
+        if look.stage.stage == "rejection":
+            look.warn(SUBJECT, "unchecked: what is trained is sampled in the stage")
         return
     stage = look.stage
     warm = warmup(stage, found.steps)

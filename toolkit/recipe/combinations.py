@@ -43,11 +43,13 @@ def check_combinations(
     _check_data(stage, written, where, given)
     check_sharing(written, where)
     rewarded = {"reward_funcs", "environment_factory", "rollout_func"} & {*given, *written}
-    if stage in ("grpo", "ppo", "rank") and not rewarded:
+    if stage in ("grpo", "ppo", "rank", "rejection") and not rewarded:
         raise RecipeError(
             f"{where('')}: stage {stage!r} needs reward_funcs, such as [answer], "
             f"[{ADAPTER}NAME] or [my_rewards.py:helpful]"
         )
+    if stage == "rejection":
+        _check_rejection(written, where)
     _check_guard(stage, written, where, given)
     _check_model(stage, written, where)
     if written.get("fp16") and written.get("bf16"):
@@ -60,6 +62,21 @@ def check_combinations(
         )
     if written.get("packing") and written.get("max_length", 1) is None:
         raise RecipeError(f"{where('max_length')}: packing needs a max_length, found null")
+
+
+def _check_rejection(written: Mapping[str, Any], where: Where) -> None:
+    if not written.get("tasks"):
+        raise RecipeError(
+            f"{where('')}: stage 'rejection' needs tasks, the held-out questions by which the best "
+            "round is chosen; other ones than the final exam's"
+        )
+    if written.get("num_generations", 2) > 1 and written.get("temperature", 1.0) <= 0:
+        raise RecipeError(
+            f"{where('temperature')}: temperature: expected more than 0: else all answers are one"
+        )
+    hint = written.get("hint", "{answer}")
+    if hint is not None and "{answer}" not in hint:
+        raise RecipeError(f"{where('hint')}: hint: there is no {{answer}} in it; null asks nothing")
 
 
 def _check_guard(

@@ -8,7 +8,7 @@ from toolkit.recipe.keys import TRAINING, keys_of
 ADAPTED = tuple(stage for stage in TRAINING if stage != "pretrain")
 
 # TRL's rates for DPO and GRPO are those of full fine-tuning
-LEARNING_RATES = {"sft": 2e-4, "reward": 1e-4, "dpo": 1e-5, "grpo": 1e-5, "ppo": 1e-5}
+LEARNING_RATES = {"sft": 2e-4, "reward": 1e-4, "dpo": 1e-5, "grpo": 1e-5, "ppo": 1e-5, "rejection": 2e-4}
 
 
 def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:
     ours: dict[str, Any] = {}
     if stage != "pretrain" and (stage not in TRAINING or written.get("use_peft", True)):
         ours["dtype"] = "auto"
-    if stage == "sft":
+    if stage in ("sft", "rejection"):
         ours["assistant_only_loss"] = True
     if stage == "reward":
         ours["center_rewards_coefficient"] = 0.01  # only differences of rewards are learnt without

@@ -17,6 +17,7 @@ CONFIGS: Mapping[str, str | None] = {
     "dpo": "DPOConfig",
     "grpo": "GRPOConfig",
     "ppo": "GRPOConfig",
+    "rejection": "SFTConfig",
     "rank": None,
     "evaluate": None,
 }
@@ -222,6 +223,29 @@ EVALUATE_KEYS = (
     ),
     *SAMPLING_KEYS,
 )
+REJECTION_KEYS = (
+    _own("rounds", "int", 3, "How often answers are sampled and learnt, at most."),
+    _own("tasks", "list[dict[str, Any]] | None", None, "The held-out exam of every round."),
+    _own("min_reward", "float", 1.0, "The sum of rewards from which an answer counts as right."),
+    Key(
+        "keep",
+        "str",
+        "diverse",
+        "Which right answers are learnt: the shortest, those least like one another, or all, "
+        "repeated ones too, in the order in which they were sampled.",
+        ("shortest", "diverse", "all"),
+        OURS,
+    ),
+    _own("max_per_problem", "int", 4, "How many right answers to one problem are learnt at most."),
+    _own(
+        "hint",
+        "str | None",
+        "Hint: the answer is {answer}.",
+        "Shown behind a problem that was never answered right, when it is asked again; not when the "
+        "answer is learnt. null asks no problem again.",
+    ),
+    *(key for key in SAMPLING_KEYS if key.name not in ("output_dir", "seed", "trust_remote_code")),
+)
 RANK_KEYS = (
     _own(
         "start_from",
@@ -260,6 +284,8 @@ def _own_keys(stage: str) -> tuple[Key, ...]:
         return (*RANK_KEYS, *REWARD_KEYS)
     if stage == "pretrain":
         return (*TRAINING_KEYS, PROBES, *PRETRAIN_KEYS)
+    if stage == "rejection":
+        return (*ADAPTER_KEYS, *TRAINING_KEYS, PROBES, *REWARD_KEYS, *REJECTION_KEYS)
     rewarded = (*REWARD_KEYS, *GUARD_KEYS) if stage in ("grpo", "ppo") else ()
     spoken = (PROBES,) if stage != "reward" else ()  # which gives scores, and no words
     critic = PPO_KEYS if stage == "ppo" else ()

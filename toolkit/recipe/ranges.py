@@ -63,6 +63,8 @@ RANGES = {
     "max_completion_length": "[1, inf)",
     "num_iterations": "[1, inf)",
     "num_few_shot": "[0, inf)",
+    "rounds": "[1, inf)",
+    "max_per_problem": "[1, inf)",
     "epsilon": "(0, inf)",
     "epsilon_high": "(0, inf)",
     "delta": "(0, inf)",

@@ -6,9 +6,9 @@ and every successor to being a key.
 
 from typing import NamedTuple
 
-ADAPTED = ("sft", "reward", "dpo", "grpo", "ppo")
+ADAPTED = ("sft", "reward", "dpo", "grpo", "ppo", "rejection")
 TRAINING = ("pretrain", *ADAPTED)
-SFT = ("pretrain", "sft")
+SFT = ("pretrain", "sft", "rejection")
 DPO = ("dpo",)
 GRPO = ("grpo", "ppo")
 PPO = ("ppo",)

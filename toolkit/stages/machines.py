@@ -28,7 +28,7 @@ def look_at_disks(recipe: Recipe) -> None:
     if not rank.own_disks():
         return
     for stage in recipe.stages:
-        if stage.stage in ("evaluate", "rank"):
+        if stage.stage in ("evaluate", "rank", "rejection"):
             raise RecipeError(
                 f"output_dir: {recipe.output_dir} is a disk of each machine's own, and the processes "
                 f"of stage {stage.name!r} read one another's files; give a folder that all machines "

@@ -199,20 +199,23 @@ def distinct(
             counts.repeated += 1
         else:
             seen.add(words)
-            found.append(
-                Answer(
-                    key=one.key,
-                    prompt=one.prompt,
-                    tools=one.columns.get("tools"),
-                    text=line["text"],
-                    input_ids=line["input_ids"],
-                    stopped=True,
-                    columns=one.columns,
-                    writer=policy,
-                    digest=one.digest,
-                )
-            )
+            found.append(answer_of(policy, one, line))
     return found
+
+
+def answer_of(policy: Examined, one: Sample, line: Mapping[str, Any]) -> Answer:
+    """A kept completion as rewards read it."""
+    return Answer(
+        key=one.key,
+        prompt=one.prompt,
+        tools=one.columns.get("tools"),
+        text=line["text"],
+        input_ids=line["input_ids"],
+        stopped=line["stopped"],
+        columns=one.columns,
+        writer=policy,
+        digest=one.digest,
+    )
 
 
 def origin(policy: Examined, rows: Rows) -> dict[str, Any]:

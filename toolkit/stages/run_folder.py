@@ -53,7 +53,7 @@ def refuse_or_clear(
         return
     if not changed:
         return  # an interrupted run with the same inputs: resumed
-    kept = (manifest.MANIFEST, "*.safetensors", "checkpoint-*")
+    kept = (manifest.MANIFEST, "*.safetensors", "checkpoint-*", "round-*")
     at_stake = any(any(folder.glob(pattern)) for pattern in kept)
     if at_stake and not overwrite:
         go_on = "" if finished else "--allow-change KEY goes on with what is meant, "
@@ -70,8 +70,9 @@ def refuse_or_clear(
 def remove(folder: Path) -> None:
     """Remove what a run left; what it was of goes last, so that a crash in between mixes no two."""
     old = manifest.read_json(folder / manifest.MANIFEST) or {}
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
+    for pattern in ("checkpoint-*", "round-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
     for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
         for path in folder.glob(pattern):
             path.unlink()

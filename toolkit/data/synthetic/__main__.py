@@ -16,6 +16,7 @@ FILES: dict[str, Callable[..., Iterable[dict]]] = {
     "chats": rows.chats,
     "asked": rows.asked,
     "problems": rows.problems,
+    "tried_counting": rows.tried_counting,
     "shown_counting": rows.shown_counting,
     "shown_people": rows.shown_people,
     "exam_counting": rows.exam_counting,

@@ -23,6 +23,8 @@ PROBLEMS = 480
 """Problems to learn from by rewards."""
 ASKED = 560
 """Other problems, whose answers are ranked."""
+TRIED = 80
+"""Questions that tell which round of training is the best."""
 EXAM = 160
 """Questions of each exam."""
 
@@ -149,6 +151,12 @@ def asked(seed: int, count: int = ASKED) -> list[dict]:
     What a reward model has been taught by is then no problem that a policy is rewarded for.
     """
     return _to_solve(random.Random(f"asked {seed}"), count, ranked=True)
+
+
+def tried_counting(seed: int) -> list[dict]:
+    """`question` and `answer` rows by which rounds of training are compared: no exam's, no problem's."""
+    found = _to_solve(random.Random(f"tried {seed}"), TRIED, ranked=True)
+    return [{"question": row["prompt"][0]["content"], "answer": row["answer"]} for row in found]
 
 
 def _to_solve(rng: random.Random, count: int, *, ranked: bool) -> list[dict]:
