@@ -76,6 +76,8 @@ def run(
             "has saved; give model_name_or_path and train_dataset"
         )
     entries = reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ()
+    if not entries:
+        raise RecipeError("stage 'rejection' needs reward_funcs: what says which answers are right")
     sampling = part(recipe, "rank", set())
     scorers(entries, sampling, earlier)  # what is wrong shows before the first answer
     load_tasks(recipe["tasks"], where=recipe.where.get("tasks", "tasks"))
@@ -92,7 +94,7 @@ def run(
     result = found[best["round"] - 1]
     if is_first_process():
         take(result.output_dir, output_dir)
-        write_lines(output_dir / "log.jsonl", log_of(done, output_dir))
+        write_lines(output_dir / "log.jsonl", log_of(done, found))
     meet()
     tell(done, best)
     command("learnt", str(output_dir / best["trained_on"]))
@@ -172,17 +174,18 @@ def take(folder: Path, output_dir: Path) -> None:
             shutil.copy2(file, output_dir / file.name)
 
 
-def log_of(done: Sequence[Mapping[str, Any]], output_dir: Path) -> list[dict[str, Any]]:
+def log_of(
+    done: Sequence[Mapping[str, Any]], results: Sequence[StageResult]
+) -> list[dict[str, Any]]:
     """The logs of all rounds as one, with the held-out score after each."""
     found: list[dict[str, Any]] = [scored(done[0], 0)]
     step = 0
-    for each in done[1:]:
-        path = output_dir / f"round-{each['round']}" / "sft" / "log.jsonl"
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for entry in entries:
+    for each, result in zip(done[1:], results, strict=True):
+        text = (result.output_dir / "log.jsonl").read_text(encoding="utf-8")
+        for entry in map(json.loads, text.splitlines()):
             if "train_runtime" not in entry:
                 found.append(entry | {"step": step + entry["step"], "round": each["round"]})
-        step = max([step, *(entry["step"] for entry in found)])
+        step += result.metrics["steps"]
         found.append(scored(each, step))
     return found
 

@@ -115,8 +115,8 @@ def hinted(
     asked: list[Sample] = []
     for each in unsolved:
         if (hint := hints[each.key[2]]) is not None:
-            digest = manifest.digest_of([each.digest, hint])
-            one = replace(each, digest=digest, seed=int(digest[:13], 16))
+            seed = int(manifest.digest_of([each.seed, hint])[:13], 16)
+            one = replace(each, digest=manifest.digest_of([each.digest, hint]), seed=seed)
             plain.append(one)
             asked.append(replace(one, prompt=with_hint(each.prompt, hint)))
     if not asked:
@@ -153,9 +153,11 @@ def written(
         prompts_of=prompts_of, line_of=partial(line_of, this.policy),
     )  # fmt: skip
     every = [answer_of(this.policy, *each) for each in zip(plain, lines, strict=True)]
-    answers = [each for each in every if each.stopped]
+    ended = [each for each in every if each.stopped]
+    answers = [each for each in ended if each.text.strip()]
     counts.answers += len(every)
-    counts.unstopped += len(every) - len(answers)
+    counts.unstopped += len(every) - len(ended)
+    counts.empty += len(ended) - len(answers)
     return answers, scores_of(this.entries, answers, recipe, this.earlier, folder)
 
 

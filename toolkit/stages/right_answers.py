@@ -47,6 +47,7 @@ class Counts:
         answers: all that were sampled, with and without a hint.
         right: answers that ended and are right.
         unstopped: left out because they were cut off.
+        empty: left out because there is nothing in them to learn.
         unscored: left out because a reward gave no score.
         quoting: left out because they speak of the hint.
         unasked: problems without a right answer that could be shown.
@@ -59,6 +60,7 @@ class Counts:
     answers: int = 0
     right: int = 0
     unstopped: int = 0
+    empty: int = 0
     unscored: int = 0
     quoting: int = 0
     unasked: int = 0
@@ -73,6 +75,7 @@ class Counts:
         ]
         left_out = [
             (self.unstopped, "answers left out: cut off at max_completion_length"),
+            (self.empty, "answers left out: empty"),
             (self.unscored, "answers left out: a reward gave no score"),
             (self.quoting, "answers left out: they speak of the hint"),
             (self.unasked, "problems not asked with a hint: there is no answer to show"),
