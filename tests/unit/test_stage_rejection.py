@@ -125,8 +125,8 @@ def test_right_answers_are_learnt_and_the_hint_never_is(whole, talkative, start)
             assert (origin["round"], origin["adapter_digest"]) == (number, model_identity(place))
         assert done[number]["trained_on_digest"] == sha256_of(folder / f"train-{number}.jsonl")
         assert whole.manifest["outputs"][f"train-{number}.jsonl"]
-    assert set(hinted) == {True, False}
         hinted += [row["from"]["hinted"] for row in rows]
+    assert set(hinted) == {True, False}
 
 
 def test_every_round_trains_a_copy_of_the_start_and_the_best_is_kept(whole, talkative, start):
