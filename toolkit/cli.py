@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from toolkit import __version__, launching
 from toolkit.commands import checking
-from toolkit.commands.artefacts import compare, env, generate, merge, push, report, verify
+from toolkit.commands.artefacts import compare, env, generate, merge, push, report, traces, verify
 from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
 from toolkit.commands.use import chat, serve
 from toolkit.commands.words import count, parser
@@ -247,6 +247,7 @@ COMMANDS = {
     "generate": generate,
     "chat": chat,
     "serve": serve,
+    "traces": traces,
     "verify": verify,
     "merge": merge,
     "push": push,

@@ -22,7 +22,7 @@ NEUTRAL = {
     "log_level_replica", "disable_tqdm", "save_total_limit", "save_steps", "save_strategy",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push",
     "hub_revision", "dataset_num_proc", "dataloader_num_workers",
-    "reward_timeout", "on_reward_error", "max_reward_errors", "probes",
+    "reward_timeout", "on_reward_error", "max_reward_errors", "probes", "traces",
 }  # fmt: skip
 WEIGHTS_OF = "weights of "
 

@@ -2,13 +2,16 @@
 
 import argparse
 import importlib
+import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
-from toolkit.commands.words import parser, seconds
+from toolkit.commands.words import count, parser, seconds
 
 
 def verify(words: list[str]) -> int:
@@ -32,12 +35,14 @@ def generate(words: list[str]) -> int:
     """`toolkit generate RUN --prompt TEXT | --dataset FILE --output FILE`."""
     usage = (
         "toolkit generate RUN --prompt TEXT … | --dataset FILE --output FILE.jsonl\n"
-        "                        [--stage NAME] [--engine transformers|vllm] [--key value …]"
+        "                        [--stage NAME] [--engine transformers|vllm] [--key value …]\n"
+        "                        [--traces FOLDER [--examples N]]"
     )
     arguments = parser("generate", usage, "A finished run answers; keys as of stage rank.")
     arguments.add_argument("run", metavar="RUN")
     arguments.add_argument("--prompt", action="append", default=[], metavar="TEXT")
-    for flag in ("dataset", "output", "stage"):
+    arguments.add_argument("--examples", type=count, default=0, metavar="N")
+    for flag in ("dataset", "output", "stage", "traces"):
         arguments.add_argument(f"--{flag}")
     arguments.add_argument("--engine", default="transformers")
     parsed, rest = arguments.parse_known_args(words)
@@ -45,11 +50,40 @@ def generate(words: list[str]) -> int:
 
     lines = generating.generate(
         parsed.run, rest, prompts=parsed.prompt, dataset=parsed.dataset, output=parsed.output,
-        stage=parsed.stage, engine=parsed.engine,
+        stage=parsed.stage, engine=parsed.engine, traces=parsed.traces, examples=parsed.examples,
     )  # fmt: skip
     if parsed.output is None:
         for line in lines:
             print(line["text"])
+    return 0
+
+
+def traces(words: list[str]) -> int:
+    """`toolkit traces FOLDER [--search TEXT] [--limit N] [--json]`."""
+    usage = "toolkit traces FOLDER [--search TEXT] [--limit N] [--json]"
+    arguments = parser("traces", usage, "Look at kept answers, or for the nearest to a question.")
+    arguments.add_argument("folder", metavar="FOLDER")
+    arguments.add_argument("--search", metavar="TEXT")
+    arguments.add_argument("--limit", type=count, default=10, metavar="N")
+    arguments.add_argument("--json", action="store_true", dest="as_json")
+    parsed = arguments.parse_args(words)
+    from toolkit.inference.traces import Memory, Traces
+
+    every = Traces(parsed.folder).read()
+    found = every[: parsed.limit]
+    if parsed.search is not None:
+        found = [each for each, _ in Memory(every).nearest(parsed.search, parsed.limit)]
+    if parsed.as_json:
+        for each in found:
+            print(json.dumps(asdict(each) | {"id": each.id}, ensure_ascii=False))
+        return 0
+    verdicts = {True: "right", False: "wrong", None: "not judged"}
+    counts = Counter(verdicts[each.verdict] for each in every)
+    print(", ".join([f"{len(every):,} traces", *(f"{n:,} {word}" for word, n in counts.items())]))
+    for each in found:
+        reward = "" if each.reward is None else f", reward {each.reward:g}"
+        place = f"{each.method} of {each.model or 'a model'}, {each.tokens:,} tokens{reward}"
+        print(f"\n{each.question}\n  {each.text}\n  ({verdicts[each.verdict]}, {place})")
     return 0
 
 

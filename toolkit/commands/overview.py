@@ -32,6 +32,8 @@ def overview() -> str:
         "  toolkit chat RUN          talk with it in the terminal; /good and /bad keep feedback",
         "  toolkit serve RUN [--port P] [--host H --token_file F]",
         "                            OpenAI's chat API, every stage a model over one base",
+        "  toolkit traces FOLDER [--search TEXT] [--json]",
+        "                            answers that were kept, or the nearest to a question",
         "  toolkit verify DIR        is what was saved what was trained? the proof, once more",
         "  toolkit merge DIR --output OUT",
         "                            an adapter inside its base, as one whole model",

@@ -210,6 +210,9 @@ SAMPLING_KEYS = (
     _own("seed", "int", 42, "Seed of the sampling."),
     TRUST,
 )
+TRACES = _own(
+    "traces", "str | None", None, "The folder of traces that every answer is added to, as Parquet."
+)
 EVALUATE_KEYS = (
     _own("tasks", "list[dict[str, Any]] | None", None, "What is asked, one mapping per task."),
     _own("of", "list[str] | None", None, "What is examined: base, stages, folders or Hub ids."),
@@ -221,6 +224,7 @@ EVALUATE_KEYS = (
         "Ways of thinking that every model is also examined with: adaptive, or with parameters "
         "{name: best_of, n: 8, tokens: 400}. The first of reward_funcs judges.",
     ),
+    TRACES,
     *SAMPLING_KEYS,
 )
 REJECTION_KEYS = (
@@ -244,6 +248,7 @@ REJECTION_KEYS = (
         "Shown behind a problem that was never answered right, when it is asked again; not when the "
         "answer is learnt. null asks no problem again.",
     ),
+    TRACES,
     *(key for key in SAMPLING_KEYS if key.name not in ("output_dir", "seed", "trust_remote_code")),
 )
 RANK_KEYS = (

@@ -13,7 +13,7 @@ PLACES = {
     "model_name_or_path", "dataset_name", "datasets", "tasks", "of", "start_from", "reward_funcs",
     "gold_funcs",
     "value_start_from", "chat_template_path", "trainer_class", "output_dir", "deepspeed",
-    "fsdp_config", "accelerator_config", "resume_from_checkpoint",
+    "fsdp_config", "accelerator_config", "resume_from_checkpoint", "traces",
 }  # fmt: skip
 LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes; what file systems take
 
@@ -59,16 +59,16 @@ def _check_text(key: str, text: str, where: str) -> None:
         ) from error
 
 
-def check_output_dir(value: str, where: str, *, from_file: bool) -> None:
-    """Check where a run is to be written.
+def check_output_dir(value: str, where: str, *, from_file: bool, key: str = "output_dir") -> None:
+    """Check where a run, or the traces of many, are to be written.
 
     Raises:
         RecipeError: if it is no folder's name, or a file climbs with it to where it was not put.
     """
     if not value.strip():
-        raise RecipeError(f"{where}: output_dir must name a folder, found {shown(value)}")
+        raise RecipeError(f"{where}: {key} must name a folder, found {shown(value)}")
     if from_file and ".." in Path(value).parts:
         raise RecipeError(
-            f"{where}: output_dir may not have '..' in a file, found {shown(value)}; write the "
-            "folder itself, or say --output_dir on the command line"
+            f"{where}: {key} may not have '..' in a file, found {shown(value)}; write the "
+            f"folder itself, or say --{key} on the command line"
         )

@@ -259,6 +259,9 @@ def _checked(draft: Draft, objects: Collection[str] = ()) -> StageRecipe:
             raise RecipeError(_unknown(key, given, draft.stage))
         written[key] = convert(known[key], given)
         refuse_nested(key, written[key], given.where)
+        if key == "traces" and written[key] is not None:
+            is_file = given.origin == "file"
+            check_output_dir(written[key], given.where, from_file=is_file, key=key)
     where = {key: given.where for key, given in draft.keys.items()}
     if "datasets" in written:
         written["datasets"] = check_datasets(

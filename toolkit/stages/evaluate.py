@@ -25,6 +25,7 @@ from toolkit.stages.requests import Request, prompts_of, requests, sampled, samp
 from toolkit.stages.scored import Answer, Entry, Scorer, counts_of, scorers, scores_of
 from toolkit.stages.terminal import command, console
 from toolkit.stages.thought import methods_of, points, thoughts
+from toolkit.stages.traced import exam_answers, keep
 
 Line = dict[str, Any]
 """A kept completion; see `line_of`."""
@@ -111,6 +112,8 @@ def thought_about(
 ) -> list[dict[str, Any]]:
     """What every model achieves in every way of thinking: points as of `scaling_points`.
 
+    What it answers is kept as traces, where the recipe asks for it.
+
     Args:
         found: the exam's completions, with who was asked what.
         ways: of thinking.
@@ -132,6 +135,8 @@ def thought_about(
             }
             judging = Judging(judges[0], examined, answer_of, known)
         kept += thoughts(examined, mine, ways, recipe, output_dir, judging) if ways else []
+    if recipe["traces"]:
+        keep(recipe["traces"], exam_answers(found, kept, scores))
     return points(kept, ways, judges[0].name if judges else None)
 
 

@@ -4,7 +4,7 @@ Rows are read, seeded, written and resumed as by stage rank, whose keys it takes
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from toolkit.stages.answered import answered, by_transformers
 from toolkit.stages.examined import Examined, examined_model, holds_answers
 from toolkit.stages.rank import line_of, prompts_of, samples_of
 from toolkit.stages.terminal import command, note
+from toolkit.stages.traced import answers, keep, remembered
 
 ENGINES = ("transformers", "vllm")
 
@@ -34,6 +35,8 @@ def generate(
     output: str | None = None,
     stage: str | None = None,
     engine: str = "transformers",
+    traces: str | None = None,
+    examples: int = 0,
 ) -> list[dict[str, Any]]:
     """Have a model answer prompts, or every row of a file.
 
@@ -46,6 +49,8 @@ def generate(
         output: the JSONL file of the answers; what is in it already is not asked again.
         stage: which stage of a run answers; by default the last that can.
         engine: "transformers" or "vllm".
+        traces: a folder that every answer is added to.
+        examples: how many of the nearest earlier traces in that folder are shown before a prompt.
 
     Returns:
         The lines of the file: `asked`, `text`, `stopped`, `tokens`, `seed` and what places them.
@@ -60,8 +65,7 @@ def generate(
         raise UsageError("expected --prompt TEXT or --dataset FILE, one of the two")
     if dataset is not None and output is None:
         raise UsageError("--dataset needs --output FILE.jsonl, where every answer is kept")
-    if engine not in ENGINES:
-        raise UsageError(f"--engine: expected {' or '.join(ENGINES)}, found {engine!r}")
+    check(engine, traces, examples)
     place = writer(run, stage)
     given = {"reward_funcs", *(["train_dataset"] if prompts else [])}
     own = ["--model_name_or_path", place]
@@ -73,19 +77,53 @@ def generate(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(output).expanduser() if output else Path(scratch) / "answers.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = written(policy, recipe, prompts, path, engine)
-    cut = sum(not line["stopped"] for line in lines)
-    tokens = sum(line["tokens"] for line in lines)
-    note(f"{len(lines):,} completions, {tokens:,} tokens; {cut:,} were cut off at the longest")
+        reminder = (traces, examples) if traces and examples else None
+        lines = written(policy, recipe, prompts, path, engine, reminder)
+    tell(lines)
     if output:
         command("texts", str(path))
+    if traces:
+        keep(traces, answers(policy, lines))
     return lines
 
 
+def check(engine: str, traces: str | None, examples: int) -> None:
+    """Refuse flags that are wrong together; arguments as of `generate`.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"--engine: expected {' or '.join(ENGINES)}, found {engine!r}")
+    if examples and traces is None:
+        raise UsageError("--examples needs --traces FOLDER, where earlier answers are")
+
+
+def tell(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Say how much was written."""
+    cut = sum(not line["stopped"] for line in lines)
+    tokens = sum(line["tokens"] for line in lines)
+    note(f"{len(lines):,} completions, {tokens:,} tokens; {cut:,} were cut off at the longest")
+
+
 def written(
-    policy: Examined, recipe: StageRecipe, prompts: Sequence[str], path: Path, engine: str
+    policy: Examined,
+    recipe: StageRecipe,
+    prompts: Sequence[str],
+    path: Path,
+    engine: str,
+    reminder: tuple[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """The answers, those of an interrupted run among them; arguments as of `generate`."""
+    """The answers, those of an interrupted run among them.
+
+    Args:
+        policy: who answers.
+        recipe: of stage rank.
+        prompts: as of `generate`.
+        path: the file of the answers.
+        engine: as of `generate`.
+        reminder: a folder of traces, and how many of them a prompt is shown.
+    """
     tokenizer = policy.load_tokenizer()
     asked = None
     if prompts:
@@ -95,9 +133,12 @@ def written(
     rows = replace(rows, train=askable(rows.train, tokenizer, rows.bad))
     for line in rows.notes:
         note(line)
+    wanted, render = samples_of(policy, rows, recipe), prompts_of
+    if reminder:
+        wanted, render = remembered(wanted, *reminder, tokenizer)
     return answered(
-        policy, samples_of(policy, rows, recipe), recipe, path.parent,
-        prompts_of=prompts_of, line_of=partial(line_of, policy), path=path,
+        policy, wanted, recipe, path.parent,
+        prompts_of=render, line_of=partial(line_of, policy), path=path,
         engine_of=by_vllm if engine == "vllm" else by_transformers,
     )  # fmt: skip
 

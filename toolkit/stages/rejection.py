@@ -70,17 +70,9 @@ def run(
         HubError: if the Hub does not give the base or the data.
         TrainingError: if the device has not enough memory, or no answer was right.
     """
-    if objects:
-        raise RecipeError(
-            f"stage 'rejection' takes no {', '.join(objects)}: every round loads what the one before "
-            "has saved; give model_name_or_path and train_dataset"
-        )
     entries = reward_funcs if reward_funcs is not None else recipe["reward_funcs"] or ()
-    if not entries:
-        raise RecipeError("stage 'rejection' needs reward_funcs: what says which answers are right")
     sampling = part(recipe, "rank", set())
-    scorers(entries, sampling, earlier)  # what is wrong shows before the first answer
-    load_tasks(recipe["tasks"], where=recipe.where.get("tasks", "tasks"))
+    check(recipe, entries, sampling, earlier, objects)
     start = starting_point(recipe, earlier)
     rows = load_rows(sampling, purpose="prompt", train_dataset=train_dataset)
     first = speaker("start" if start else BASE, start, sampling)
@@ -105,6 +97,29 @@ def run(
     own = {"data": rows.provenance, "bad_rows": rows.bad.record(), "rounds": done}
     kept_of = {k: v for k, v in result.manifest.items() if k in OF_TRAINING}
     return StageResult(output_dir, result.metrics | metrics, kept_of | own)
+
+
+def check(
+    recipe: StageRecipe,
+    entries: Sequence[Entry],
+    sampling: StageRecipe,
+    earlier: Mapping[str, Path],
+    objects: Mapping[str, Any],
+) -> None:
+    """Refuse what would only show after the first answers.
+
+    Raises:
+        RecipeError: if there is no such reward or task, or an object that no round can take.
+    """
+    if objects:
+        raise RecipeError(
+            f"stage 'rejection' takes no {', '.join(objects)}: every round loads what the one before "
+            "has saved; give model_name_or_path and train_dataset"
+        )
+    if not entries:
+        raise RecipeError("stage 'rejection' needs reward_funcs: what says which answers are right")
+    scorers(entries, sampling, earlier)
+    load_tasks(recipe["tasks"], where=recipe.where.get("tasks", "tasks"))
 
 
 OF_TRAINING = ("base", "sequences", "samples", "verification", "diagnoses")

@@ -14,6 +14,7 @@ from toolkit.artifacts import allowed, manifest
 from toolkit.artifacts.inputs import inputs_of, model_identity
 from toolkit.data.prompts import GOLD, OTHER_GOLD
 from toolkit.data.sources import Rows
+from toolkit.inference.traces import Trace, split
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import keys_of
 from toolkit.rewards.stated import stated
@@ -25,6 +26,7 @@ from toolkit.stages.processes import is_first_process, meet, writes_here
 from toolkit.stages.rank import Sample, answer_of, line_of, prompts_of, samples_of
 from toolkit.stages.right_answers import Counts, Right, Scores, chosen, right_of
 from toolkit.stages.scored import Answer, Entry, scores_of
+from toolkit.stages.traced import keep
 
 OF_THE_PROBLEMS = {
     "dataset_name", "datasets", "dataset_config", "dataset_train_split", "dataset_revision",
@@ -90,6 +92,7 @@ def sampled(this: Round) -> tuple[list[Right], list[tuple[Answer, float | None]]
     counts = Counts(problems=len(this.rows.train))
     answers, scores = written(this, recipe, wanted, wanted, this.folder, counts)
     right = right_of(answers, scores, this.recipe["min_reward"], counts)
+    remember(this, answers, scores, "sample")
     counts.solved = len({each.problem for each in right})
     own = [(each, total(each, scores)) for each in answers]
     if this.recipe["hint"] is not None:
@@ -125,6 +128,7 @@ def hinted(
     silent = [a for a in answers if (hints[a.key[2]] or "") not in a.text]
     counts.quoting = len(answers) - len(silent)
     right = right_of(silent, scores, this.recipe["min_reward"], counts, hinted=True)
+    remember(this, silent, scores, "hinted")
     counts.rationalised = len({each.problem for each in right})
     return right
 
@@ -159,6 +163,22 @@ def written(
     counts.unstopped += len(every) - len(ended)
     counts.empty += len(ended) - len(answers)
     return answers, scores_of(this.entries, answers, recipe, this.earlier, folder)
+
+
+def remember(this: Round, answers: Sequence[Answer], scores: Scores, method: str) -> None:
+    """Keep answers as traces, where the recipe asks for it."""
+    if not this.recipe["traces"]:
+        return
+    digest, least = model_identity(this.policy.place), this.recipe["min_reward"]
+    made: list[Trace] = []
+    for each in answers:
+        reward = total(each, scores)
+        made.append(Trace(
+            each.prompt, *split(each.text), reward=reward,
+            verdict=None if reward is None else reward >= least, tokens=len(each.input_ids),
+            method=method, model=this.policy.name, adapter_digest=digest,
+        ))  # fmt: skip
+    keep(this.recipe["traces"], made)
 
 
 def total(answer: Answer, scores: Scores) -> float | None:
@@ -254,7 +274,7 @@ def examined(recipe: StageRecipe, policy: Examined, folder: Path) -> dict[str, f
         "held_out", of the samples, and "held_out_greedy".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    exam = part(recipe, "evaluate", {"reward_funcs"}, of=[policy.name], num_few_shot=0)
+    exam = part(recipe, "evaluate", {"reward_funcs", "traces"}, of=[policy.name], num_few_shot=0)
     earlier = {} if policy.name == BASE else {policy.name: Path(policy.place)}
     found = evaluate.run(exam, output_dir=folder, earlier=earlier).metrics
     kinds = {"accuracy": "held_out", "greedy": "held_out_greedy"}
