@@ -239,8 +239,8 @@ BROKEN = {
         {"messages": [USER, said("4")]}, "expected prompt, chosen and rejected, or chosen and rejected",
     ),
     "without a pair": (
-        {"prompt": "a", "completion": "b", "label": True},
-        "completion and label are preferences without a pair, which no stage reads",
+        {"completion": "b", "label": True},
+        "completion and label are feedback, which needs a prompt beside them",
     ),
 }  # fmt: skip
 

@@ -51,7 +51,7 @@ def what_is_missing(columns: Sequence[str], text_field: str | None) -> str:
     groups = (PAIR, RANKED)
     found = f"found the columns {listed(columns)}"
     if {"completion", "label"} <= set(columns):
-        found += "; completion and label are preferences without a pair, which no stage reads"
+        found += "; completion and label are feedback, which needs a prompt beside them"
     for names in groups:
         there = [name for name in names if name in columns and name != "prompt"]
         if there:

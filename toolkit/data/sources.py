@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from toolkit.data import feedback
 from toolkit.data.bad_rows import BadRows
 from toolkit.data.columns import PLACE, listed, with_place
 from toolkit.data.files import read_objects
@@ -195,6 +196,10 @@ class _Reader:
         text_field = None
         if self.recipe.is_written("dataset_text_field"):
             text_field = self.recipe["dataset_text_field"]
+        if self.purpose == "preference" and feedback.is_feedback(table.column_names):
+            table, counts = feedback.as_preferences(table, name, self.bad)
+            self.notes.append(f"{name}: {counts.line()}")
+            origin = origin | {"feedback": asdict(counts)}
         standard, self.form, notes = to_standard(
             table, origin=name, text_field=text_field, purpose=self.purpose, bad=self.bad
         )
