@@ -105,7 +105,18 @@ def varied(completion_ids: list[list[int]], **columns: Any) -> list[float]:
 def two_steps(
     recipe: str, folder: Path, *, base: Path | None = None, **more: Any
 ) -> tuple[Path, Path, list[StageRecipe]]:
-    """Run a recipe for two steps of each stage: the base, the run's folder, and the stages.
+    """Run a recipe for two steps of each stage: the base, the run's folder, and the stages."""
+    base, changed, stages = on_stand_ins(recipe, folder, base)
+    before = digest(base)
+    result = toolkit.run(ROOT / recipe, **changed | more)
+    assert digest(base) == before
+    return base, Path(result.output_dir), stages
+
+
+def on_stand_ins(
+    recipe: str, folder: Path, base: Path | None = None
+) -> tuple[Path, dict[str, Any], list[StageRecipe]]:
+    """The base, the keys with which a recipe takes two steps on a tiny model, and its stages.
 
     What changes is the size of things and where they lie. Rollouts get one more reward, since no
     answer of a random model is right.
@@ -119,7 +130,6 @@ def two_steps(
     texts = [json.dumps(row, ensure_ascii=False) for name in asked for row in ROWS[name]]
     (named,) = {stage["model_name_or_path"] for stage in stages}
     base = base or write_tiny_model(named, folder / "base", texts)
-    before = digest(base)
     changed: dict[str, Any] = {
         "model_name_or_path": str(base), "output_dir": str(folder / "run"), "max_steps": 2,
         "global_batch_size": 4, "per_device_train_batch_size": 2, "warmup_steps": 0,
@@ -144,9 +154,7 @@ def two_steps(
             own["num_generations"] = min(4, stage["num_generations"])
             own["reward_funcs"] = [*stage["reward_funcs"], f"{__name__}:{varied.__name__}"]
         changed |= {f"{stage.name}.{key}": value for key, value in own.items()}
-    result = toolkit.run(ROOT / recipe, **changed | more)
-    assert digest(base) == before
-    return base, Path(result.output_dir), list(stages)
+    return base, changed, list(stages)
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """`toolkit check`: what it finds in a recipe that is right, and the faults that are planted in others."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from toolkit import cli
 from toolkit.errors import UsageError
 from toolkit.preflight import checks, data, page, price
 from toolkit.preflight.findings import ERROR, WARNING
+from toolkit.preflight.fits import CUDA_RUNTIME
 from toolkit.preflight.look import Options
 from toolkit.recipe import load_recipe
 
@@ -162,6 +165,49 @@ def test_memory_that_does_not_fit_says_what_would(write):
     assert "a smaller base" in next(one for one in none.found if one.level == ERROR).fix
 
 
+FIX = re.compile(r"(\w+)(?:: | \d+ → )(\w+)")
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "share"),
+    [
+        ("sft", {"per_device_train_batch_size": 16}, 0.9),
+        ("sft", {"per_device_train_batch_size": 16}, 0.75),
+        ("sft", {"per_device_train_batch_size": 4, "gradient_checkpointing": False}, 0.9),
+        ("grpo", {"per_device_train_batch_size": 16, "generation_batch_size": 32}, 0.8),
+    ],
+)
+def test_what_is_said_to_fit_does(write, grpo, stage, keys, share):
+    def checked(memory=None, **more):
+        given = {"max_length": 512} | keys | more if stage == "sft" else keys | more
+        path = write(**given) if stage == "sft" else grpo("answer", **given)
+        return found(path, gpu="T4", memory=memory)
+
+    before = checked().facts[stage]
+    memory = int(CUDA_RUNTIME + (before["memory"]["peak"] - CUDA_RUNTIME) * share)
+    error = next(one for one in checked(memory).found if one.level == ERROR)
+    fix = {key: yaml.safe_load(value) for key, value in FIX.findall(error.fix.partition("(")[0])}
+    assert fix, error.fix
+    after = checked(memory, **fix)
+    assert after.exit_code == 0, (fix, after.found)
+    assert after.facts[stage]["memory"]["peak"] <= memory
+    for same in ("batch", "steps"):  # the same global batch
+        assert after.facts[stage]["schedule"][same] == before["schedule"][same]
+
+
+def test_exam_questions_that_are_trained(write, tmp_path):
+    rows = [{"question": f"Question {n}: what?", "answer": "1"} for n in (1, 2)]
+    asked = tiny.ROWS[3]["messages"][-2]["content"]
+    path = tiny.save_rows(tmp_path / "exam.jsonl", [*rows, {"question": asked, "answer": "1"}])
+    keys = yaml.safe_load(Path(write(max_length=512)).read_text(encoding="utf-8"))
+    keys.pop("stage")
+    stages = [{"stage": "sft"}, {"stage": "evaluate", "tasks": [{"dataset_name": str(path)}]}]
+    recipe = tmp_path / "examined.yaml"
+    recipe.write_text(yaml.safe_dump(keys | {"stages": stages}), encoding="utf-8")
+    (said,) = lines(found(str(recipe)), WARNING, "data")
+    assert "1 of its questions are among the prompts of stage sft" in said
+
+
 def test_rewards_that_are_right(grpo):
     good = found(grpo("answer"))
     assert good.exit_code == 0, good.found
@@ -213,9 +259,8 @@ def test_a_pipeline_whose_stages_are_to_come(grpo, write, tmp_path, capsys):
          "reward_funcs": ["answer"], "num_generations": 4, "max_completion_length": 16},
     ]  # fmt: skip
     grpo("answer")
-    keys = yaml.safe_load(open(write(max_length=512)).read())  # noqa: SIM115
-    for key in ("stage",):
-        keys.pop(key)
+    keys = yaml.safe_load(Path(write(max_length=512)).read_text(encoding="utf-8"))
+    keys.pop("stage")
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump(keys | {"stages": stages}))
     report = found(str(path), step=True)

@@ -33,8 +33,10 @@ def check(recipe: Recipe, options: Options) -> Findings:
     with found.catching("places", ""):
         for line in pushing.checked(recipe):
             found.add("places", OK, line)
+    before: dict[str, Look] = {}
     for stage in recipe.stages:
-        look = Look(recipe, stage, found, options)
+        look = Look(recipe, stage, found, options, before=dict(before))
+        before[stage.name] = look
         for subject, function in CHECKS:
             with found.catching(subject, stage.name):
                 function(look)

@@ -20,7 +20,8 @@ from toolkit.data.prompts import prompt_lengths
 from toolkit.data.sequence_report import SequenceReport, check_stops, readable
 from toolkit.data.sources import Rows, load_rows
 from toolkit.errors import ToolkitError
-from toolkit.evaluation.tasks import load_tasks
+from toolkit.models.load import load_tokenizer, remote_code
+from toolkit.preflight import exam
 from toolkit.preflight.look import Look
 from toolkit.recipe import StageRecipe
 from toolkit.stages.preferences import whole_ids
@@ -39,9 +40,7 @@ PURPOSES = {
 def check(look: Look) -> None:
     """Read, tokenize and look at a stage's rows."""
     if look.stage.stage == "evaluate":
-        tasks = load_tasks(look.stage["tasks"] or [], where=look.stage.where.get("tasks", "tasks"))
-        for task in tasks:
-            look.ok(SUBJECT, f"task {task.name}: {len(task.questions):,} questions, {task.checker}")
+        exam.check(look)
         return
     if look.is_to_come(look.stage.get("dataset_name")):
         look.warn(SUBJECT, f"unchecked: stage {look.stage['dataset_name']} will make these rows")
@@ -54,13 +53,23 @@ def check(look: Look) -> None:
         if stage.stage == "pretrain":
             look.ok(SUBJECT, f"{look.total:,} documents")
             return
-        look.tokenizer, change = chat_tokenizer(stage, look.parent(), None, rows.conversational)
-        for line in change.notes:
-            look.ok("template", line)
+        tokenizer_of(look, stage, rows)
         report = tokens(look, stage, rows)
         doubled(look, rows)
         if report is not None:
             check_stops(report)
+
+
+def tokenizer_of(look: Look, stage: StageRecipe, rows: Rows) -> None:
+    """The tokenizer with the template and the tokens that the stage trains with."""
+    given = look.inherited()
+    if stage.stage == "rank":  # it asks as the model before it was taught
+        place = look.parent() or str(stage["model_name_or_path"])
+        look.tokenizer = given or load_tokenizer(place, **remote_code(stage))
+        return
+    look.tokenizer, change = chat_tokenizer(stage, look.parent(), given, rows.conversational)
+    for line in change.notes:
+        look.ok("template", line)
 
 
 def told_of(look: Look, rows: Rows) -> None:

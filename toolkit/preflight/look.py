@@ -28,7 +28,7 @@ class Options:
         memory: bytes of the device, instead of what is measured.
         time: whether a few steps are timed.
         step: whether one real step is taken.
-        rows: how many rows are looked at closely, and shown.
+        shown: how many rows are shown.
     """
 
     gpu: str | None = None
@@ -55,6 +55,7 @@ class Look:
         lengths: tokens of each sequence, prompt, or longer side of a pair.
         total: how many of them the whole data has, where these are a sample.
         needs: the memory that was estimated.
+        before: the stages before it as they were seen, by name.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class Look:
     lengths: list[int] = field(default_factory=list)
     total: int = 0
     needs: Any = None
+    before: Mapping[str, "Look"] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -104,6 +106,13 @@ class Look:
         if start is None or self.is_to_come(start):
             return None
         return starting_point(self.stage, self.earlier())
+
+    def inherited(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer that a stage which is not finished will hand on to this one."""
+        start = self.stage.get("start_from")
+        if not self.is_to_come(start) or start not in self.before:
+            return None
+        return self.before[start].tokenizer or self.before[start].inherited()
 
     def ok(self, subject: str, line: str) -> None:
         """Note what is as it should be."""

@@ -17,7 +17,8 @@ from toolkit.models.chatml import TokenizerChange
 from toolkit.models.heads import add_scalar_heads
 from toolkit.models.switching import checkpoint_through
 from toolkit.models.value import VALUE, add_value_adapter
-from toolkit.preflight.weighing import FUSED, Held, bytes_of, quantize, weightless
+from toolkit.preflight.heap import resident
+from toolkit.preflight.weighing import FUSED, Held, Quantized, bytes_of, quantize, weightless
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
 
@@ -70,6 +71,8 @@ class Need:
         working: what the backward pass needs beside all that, in its most costly moment.
         cache: keys and values of what is being sampled.
         sampling: of a rollout, what else is there while it is sampled.
+        heap: of a CPU, freed blocks that the allocator keeps; see `toolkit.preflight.heap`.
+        files: of a CPU that loads in 4 bits, the pages of the base's files: they stay mapped.
         runtime: Python and the libraries, or the device's own.
     """
 
@@ -82,6 +85,8 @@ class Need:
     working: int = 0
     cache: int = 0
     sampling: int = 0
+    heap: int = 0
+    files: int = 0
     runtime: int = 0
 
     @property
@@ -92,7 +97,7 @@ class Need:
     @property
     def kept(self) -> int:
         """What is there all the time."""
-        return self.base + self.adapters + self.optimizer + self.runtime
+        return self.base + self.adapters + self.optimizer + self.heap + self.files + self.runtime
 
     @property
     def training(self) -> int:
@@ -139,6 +144,7 @@ def weigh(
     model = base_of(recipe, config, device)
     gc.collect()
     base = held.now
+    files = float_bytes(model, config) if device == "cpu" else 0
     if recipe.stage not in ("reward", "pretrain"):
         add_fused_lm_head(model, outputs=("log_probs", *MEASURED[recipe.stage]))
     trained, frozen = with_adapters(recipe, model)
@@ -149,6 +155,7 @@ def weigh(
         adapters=held.now - base + frozen,
         gradients=gradients,
         optimizer=gradients // 4 * state_bytes(str(recipe["optim"])),
+        files=files,
         runtime=runtime,
     )
     if mixed(recipe, device):
@@ -243,12 +250,22 @@ def stepped(
     hook.remove()
     # the critic's pass is kept too, a reference's is not
     after = before[-1] if recipe.stage == "ppo" else before[0]
+    heap = resident(held.events) - (held.peak - start) if device == "cpu" else 0
     return replace(
         found,
         activations=after - start,
         logits=max(0, forth - after),
         working=max(0, held.peak - max(forth, after)),
+        heap=max(0, heap),
     )
+
+
+def float_bytes(model: Any, config: Any) -> int:
+    """What the matrices that are held in 4 bits take in their file."""
+    dtype = getattr(config, "dtype", None) or torch.float32
+    size = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+    packed = (each for each in model.modules() if isinstance(each, Quantized))
+    return sum(each.in_features * each.out_features for each in packed) * size
 
 
 def mixed(recipe: StageRecipe, device: str) -> bool:

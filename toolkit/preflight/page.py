@@ -15,7 +15,8 @@ BLOCKS = " ▏▎▍▌▋▊▉█"
 PARTS = (
     ("base", "base"), ("adapters", "adapters"), ("optimizer", "optimizer"), ("gradients", "gradients"),
     ("activations", "activations"), ("logits", "logits"), ("working", "backward pass"),
-    ("cache", "generation cache"), ("sampling", "sampling"), ("runtime", "Python, libraries"),
+    ("cache", "generation cache"), ("sampling", "sampling"), ("heap", "kept by the allocator"),
+    ("files", "mapped files"), ("runtime", "Python, libraries"),
 )  # fmt: skip
 
 

@@ -129,6 +129,9 @@ def judge(
             f"{name}: nonsense gets more than gold answers ({text})",
             "a policy will find it",
         )
+    elif wrong and mean(right) <= mean(wrong):
+        look.warn(SUBJECT, f"{name}: gold answers get no more than wrong ones ({text})",
+                  "meant, if it pays for something else than being right")  # fmt: skip
     elif lost:
         look.warn(SUBJECT, f"{name}: no score for {lost} of {len(gold)} gold answers ({text})")
     else:

@@ -28,11 +28,15 @@ class Held(TorchDispatchMode):
     Attributes:
         now: bytes.
         peak: the most that there were since `forget`.
+        events: since then, the number and bytes of each that was made, and again, with a negative
+            number, when it was gone.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.events: list[tuple[int, int]] = []
+        self._made = 0
         by_ref: Any = weakref.ref
         self._known: Any = WeakIdKeyDictionary(ref_type=by_ref)
 
@@ -52,16 +56,20 @@ class Held(TorchDispatchMode):
             return
         size = storage.nbytes()
         self._known[storage] = size
-        weakref.finalize(storage, self._gone, size)
+        self._made += 1
+        self.events.append((self._made, size))
+        weakref.finalize(storage, self._gone, self._made, size)
         self.now += size
         self.peak = max(self.peak, self.now)
 
-    def _gone(self, size: int) -> None:
+    def _gone(self, number: int, size: int) -> None:
         self.now -= size
+        self.events.append((-number, size))
 
     def forget(self) -> None:
         """Start a new peak from what there is now."""
         self.peak = self.now
+        self.events = []
 
 
 @contextmanager
