@@ -85,12 +85,15 @@ def asked(
     started = time.monotonic()
     questions = probes.load_probes()
     before, after = models_of(stage, folder, earlier, objects)
-    places = [*reversed(earlier.values()), *([Path(before.place).expanduser()] if before else [])]
+    places = [
+        *reversed([*earlier.values()]),
+        *([Path(before.place).expanduser()] if before else []),
+    ]
     found: dict[str, Any] = {"set": probes.digest_of_probes(questions)}
     with one_base():
         put_away()
         if before is not None:
-            of = {"of": str(stage["start_from"] or BASE)}
+            of: dict[str, Any] = {"of": str(stage["start_from"] or BASE)}
             found["before"] = of | answers_of(before, questions, places)
         found["after"] = answers_of(after, questions, [])
     if before is not None:
