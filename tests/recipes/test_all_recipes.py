@@ -36,6 +36,7 @@ PPO = {field.name for field in fields(PPOConfig)}
 CONFIGURATIONS = {
     "pretrain": transformers.TrainingArguments,
     "sft": trl.SFTConfig,
+    "rejection": trl.SFTConfig,
     "reward": trl.RewardConfig,
     "dpo": trl.DPOConfig,
     "grpo": trl.GRPOConfig,

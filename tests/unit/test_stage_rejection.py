@@ -17,6 +17,7 @@ from toolkit.errors import RecipeError, TrainingError
 from toolkit.evaluation.graded import Key
 from toolkit.inference.engine import Sampling
 from toolkit.recipe import recipe_from_keywords
+from toolkit.report.sections import round_lines
 from toolkit.stages import rejection_round, sft
 from toolkit.stages.rank import Sample
 from toolkit.stages.rejection_round import hint_of, with_hint
@@ -287,7 +288,9 @@ def test_an_answer_that_quotes_the_hint_is_left_out(tmp_path, monkeypatch):
     )
     scores = {"lucky": {quoting.key: 1.0, silent.key: 1.0}}
     monkeypatch.setattr(rejection_round, "written", lambda *given: ([quoting, silent], scores))
-    this = SimpleNamespace(recipe={"hint": HINT, "min_reward": 1.0}, folder=tmp_path)
+    this = SimpleNamespace(
+        recipe={"hint": HINT, "min_reward": 1.0, "traces": None}, folder=tmp_path
+    )
     unsolved = [
         Sample(each.key, "p", {"answer": "3"}, Sampling(), 1, "d", "row")
         for each in (quoting, silent)
@@ -296,3 +299,11 @@ def test_an_answer_that_quotes_the_hint_is_left_out(tmp_path, monkeypatch):
     found = rejection_round.hinted(this, None, unsolved, counts)  # type: ignore
     assert [each.answer.text for each in found] == ["3"]
     assert (counts.quoting, counts.rationalised, found[0].hinted) == (1, 1, True)
+
+
+def test_the_page_of_a_run_says_how_the_rounds_did(whole):
+    first, *_, last = round_lines(whole.manifest)
+    assert first == "start: 10.0 % right on the held-out questions"
+    assert last.startswith("round 2: 30.0 % right on the held-out questions; ")
+    assert last.endswith("; kept")
+    assert (whole.output_dir / "plots" / "training.png").is_file()

@@ -12,7 +12,7 @@ SUBJECT = "data"
 def check(look: Look) -> None:
     """Read the tasks, and compare their questions with the prompts that are trained."""
     stage = look.stage
-    tasks = load_tasks(stage["tasks"] or [], where=stage.where.get("tasks", "tasks"))
+    tasks = load_tasks(stage["tasks"], where=stage.where.get("tasks", "tasks"))
     trained = {name: prompts(other) for name, other in look.before.items() if other.trains}
     for task in tasks:
         look.ok(SUBJECT, f"task {task.name}: {len(task.questions):,} questions, {task.checker}")

@@ -118,7 +118,7 @@ def account(manifest: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{prompts['number']:,} prompts; the longest has {prompts['longest']:,} tokens"
         )
-    return lines + ranked_lines(manifest)
+    return lines + ranked_lines(manifest) + round_lines(manifest)
 
 
 def ranked_lines(manifest: Mapping[str, Any]) -> list[str]:
@@ -138,6 +138,23 @@ def ranked_lines(manifest: Mapping[str, Any]) -> list[str]:
         f"{whole(metrics.get('written'))} of {whole(metrics.get('answers'))} answers"
     )
     return [first, *(f"{metrics[key]:,} {what}" for key, what in words.items() if metrics.get(key))]
+
+
+def round_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """How each round of rejection sampling did on the held-out questions, and what it learnt."""
+    metrics = manifest.get("metrics", {})
+    found = []
+    for each in manifest.get("rounds") or ():
+        line = f"round {each['round']}: " if each["round"] else "start: "
+        line += f"{points(each['held_out'])} % right on the held-out questions"
+        if each["round"]:
+            line += (
+                f"; {each['solved']:,} of {each['problems']:,} problems answered right before it, "
+                f"{each['rationalised']:,} more with a hint, {each['traces']:,} answers learnt"
+            )
+        kept = each["round"] == metrics.get("kept_round")
+        found.append(f"{line}; kept" if kept else line)
+    return found
 
 
 def sample_of(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from toolkit.recipe import StageRecipe
 from toolkit.stages import rejection_round
 from toolkit.stages.completions import write_lines
 from toolkit.stages.examined import BASE, Examined, examined_model
+from toolkit.stages.own_launch import whole_models
 from toolkit.stages.prepared import starting_point
 from toolkit.stages.processes import is_first_process, meet
 from toolkit.stages.rank import RANKED
@@ -141,13 +142,16 @@ def rounds(before: Round) -> tuple[list[dict[str, Any]], list[StageResult]]:
         What the manifest says of the start and of each round; and what each round trained.
     """
     recipe, output_dir = before.recipe, before.folder.parent
-    scores = rejection_round.examined(recipe, before.policy, before.folder / "exam")
+    sampling = part(recipe, "rank", set())
+    with whole_models(sampling):
+        scores = rejection_round.examined(recipe, before.policy, before.folder / "exam")
     done: list[dict[str, Any]] = [{"round": 0, **scores}]
     found: list[StageResult] = []
     policy = before.policy
     for number in range(1, recipe["rounds"] + 1):
         this = replace(before, number=number, folder=output_dir / f"round-{number}", policy=policy)
-        right, own, counts = rejection_round.sampled(this)
+        with whole_models(sampling):
+            right, own, counts = rejection_round.sampled(this)
         if not right:
             raise TrainingError(
                 f"round {number}: none of {counts.answers:,} answers is right "
@@ -160,8 +164,9 @@ def rounds(before: Round) -> tuple[list[dict[str, Any]], list[StageResult]]:
             note(f"round {number}: {line}")
         found.append(rejection_round.trained(this))
         kept.give_back()
-        policy = speaker(this.folder.name, this.adapter, part(recipe, "rank", set()))
-        scores = rejection_round.examined(recipe, policy, this.folder / "exam")
+        policy = speaker(this.folder.name, this.adapter, sampling)
+        with whole_models(sampling):
+            scores = rejection_round.examined(recipe, policy, this.folder / "exam")
         best = max(each["held_out"] for each in done)
         done.append(summary(this, counts, scores))
         if scores["held_out"] <= best:

@@ -73,7 +73,7 @@ def remove(folder: Path) -> None:
     for pattern in ("checkpoint-*", "round-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
-    for pattern in ("completions-*.jsonl", "scores-*.jsonl"):
+    for pattern in ("completions-*.jsonl", "scores-*.jsonl", "train-*.jsonl"):
         for path in folder.glob(pattern):
             path.unlink()
     for name in (*old.get("outputs", ()), manifest.MANIFEST, manifest.STARTED):

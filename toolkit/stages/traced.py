@@ -34,7 +34,7 @@ def keep(folder: str | None, traces: Iterable[Trace]) -> None:
 
 def answers(policy: Examined, lines: Sequence[Line]) -> list[Trace]:
     """Kept completions of prompts that nobody has judged; what was cut off is known to be wrong."""
-    digest = model_identity(policy.place)
+    digest = adapter_digest(policy)
     return [
         Trace(
             line["asked"], *split(line["text"]), tokens=line["tokens"], model=policy.name,
@@ -42,6 +42,11 @@ def answers(policy: Examined, lines: Sequence[Line]) -> list[Trace]:
         )
         for line in lines
     ]  # fmt: skip
+
+
+def adapter_digest(model: Examined) -> str:
+    """What answered: the digest of an adapter's files, or of a model that Python lends."""
+    return model.identity if model.model is not None else model_identity(model.place)
 
 
 def exam_answers(
@@ -60,7 +65,8 @@ def exam_answers(
     lines = [(asked[line["stage"], line["task"], line["question"]], line) for line in thoughts]
     lines = lines or [(each, each[2]) for each in found]
     rewards = next(iter(scores.values()), {})
-    digests = {each.name: model_identity(each.place) for each, _, _ in found}
+    models = {each.name: each for each, _, _ in found}
+    digests = {name: adapter_digest(each) for name, each in models.items()}
     made: list[Trace] = []
     for (examined, request, _), line in lines:
         key = (line["stage"], line["task"], line["question"], line["sample"])
