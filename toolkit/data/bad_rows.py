@@ -51,11 +51,18 @@ class BadRows:
         if not self.most:
             go_on = "" if self.most is None else ", or set max_bad_rows to go on without it"
             raise DataError(f"{message}; mend the row{go_on}")
-        line = f"{source}:{row}: {reason}"
+        self.count(f"{source}:{row}: {reason}")
+
+    def count(self, line: str) -> None:
+        """Count a bad row by its line in `found`.
+
+        Raises:
+            DataError: if it is one too many.
+        """
         if line not in self._known:
             self._known.add(line)
             self.found.append(line)
-        if len(self.found) > self.most:
+        if self.most is not None and len(self.found) > self.most:
             raise DataError(
                 f"over {self.most:,} bad rows, which is all that max_bad_rows allows: "
                 f"{'; '.join(self.found[:LISTED])}"

@@ -6,7 +6,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.data.sequences import IGNORED
+from toolkit.data.once import mapped
+from toolkit.data.sequences import IGNORED, token_fingerprint
 
 COLUMNS = ("input_ids", "labels", "position_ids")
 DOCUMENTS_AT_A_TIME = 1000
@@ -32,7 +33,8 @@ def blocks_of(
     Returns:
         `input_ids`, `labels` and `position_ids`, each of shape (max_length,).
     """
-    return rows.map(
+    return mapped(
+        rows,
         _blocks,
         batched=True,
         batch_size=DOCUMENTS_AT_A_TIME,
@@ -40,6 +42,7 @@ def blocks_of(
         remove_columns=rows.column_names,
         features=Features({name: List(Value("int32")) for name in COLUMNS}),
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        fingerprint=token_fingerprint(rows, tokenizer, ("blocks", max_length)),
         desc="packing",
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
@@ -52,15 +53,15 @@ def listed(names: Iterable[Any]) -> str:
     return (", ".join(name[:60] for name in shown[:20]) or "none") + more
 
 
-def table_of(rows: Iterable[Row], source: str) -> pa.Table:
-    """Numbered rows as one table, whose columns are the union of all keys, with `source` and `row`.
+def tables_of(rows: Iterable[Row], source: str) -> Iterator[pa.Table]:
+    """Numbered rows as tables, whose columns are the keys of their rows, with `source` and `row`.
 
     Keys of that name become columns as `OWN` says.
 
     Raises:
         DataError: if a key can be no column's name, or there are so many that they can be none.
     """
-    remaining, parts, known = iter(rows), list[pa.Table](), set[str]()
+    remaining, known = iter(rows), set[str]()
     while chunk := list(islice(remaining, CHUNK_ROWS)):
         names = dict.fromkeys(name for _, row in chunk for name in row)
         known |= names.keys()
@@ -76,8 +77,7 @@ def table_of(rows: Iterable[Row], source: str) -> pa.Table:
         }
         columns["source"] = pa.repeat(source, len(chunk))
         columns["row"] = pa.array([number for number, _ in chunk], pa.int64())
-        parts.append(pa.table(columns))
-    return united(parts, source)
+        yield pa.table(columns)
 
 
 def _check_names(names: Iterable[str], chunk: Sequence[Row], source: str) -> None:
@@ -115,8 +115,8 @@ def united(tables: Sequence[pa.Table], source: str) -> pa.Table:
     Raises:
         DataError: if such a column holds what JSON has no words for.
     """
-    if len(tables) == 1:
-        return tables[0]
+    if all(table.schema.equals(tables[0].schema, check_metadata=True) for table in tables):
+        return pa.concat_tables(tables)
     columns = {}
     for name in dict.fromkeys(name for table in tables for name in table.column_names):
         kinds = {t.schema.field(name).type for t in tables if name in t.column_names} - {pa.null()}
@@ -184,11 +184,18 @@ def _exact(value: Any, kind: pa.DataType) -> Any:
     return {key: _exact(item, fields[key]) for key, item in value.items() if item is not None}
 
 
-def with_place(dataset: Dataset, source: str) -> Dataset:
-    """The data set with `source` and `row`; columns of its own of these names become `OWN`."""
+def with_place(dataset: Dataset, source: str, *, after: int = 0) -> Dataset:
+    """The data set with `source` and `row`; columns of its own of these names become `OWN`.
+
+    Args:
+        dataset: any rows.
+        source: what to call where they come from.
+        after: how many rows of the source precede them.
+    """
     dataset, count = with_own(dataset, PLACE), len(dataset)
+    numbers = pa.array(np.arange(after + 1, after + count + 1))
     dataset = dataset.add_column("source", pa.repeat(source, count))  # type: ignore[arg-type]
-    return dataset.add_column("row", pa.array(range(1, count + 1), pa.int64()))  # type: ignore[arg-type]
+    return dataset.add_column("row", numbers)  # type: ignore[arg-type]
 
 
 def with_own(dataset: Dataset, names: Iterable[str]) -> Dataset:

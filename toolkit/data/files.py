@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from toolkit.data.bad_rows import BadRows
-from toolkit.data.columns import Row, kind_of, listed, table_of, with_place
+from toolkit.data.columns import Row, kind_of, listed, tables_of, united, with_place
 from toolkit.errors import DataError
 
 LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 READABLE = (*LINES, ".json", ".csv", ".tsv", ".parquet")
 ONE_A_LINE = 'expected one row a line, such as {"messages": […]}'
+PARQUET_ROWS = 10_000  # at a time
 COMPRESSED = (".zst", ".xz", ".bz2", ".zip", ".gz", ".7z", ".tar")
 
 
@@ -35,21 +36,22 @@ def suffix_of(path: Path) -> str:
     return max(known, key=len, default=path.suffix.lower())
 
 
-def read_file(path: Path, source: str, bad: BadRows | None = None) -> tuple[pa.Table, list[str]]:
-    """Every row of one file.
+def read_file(path: Path, source: str, notes: list[str], bad: BadRows) -> Iterator[pa.Table]:
+    """Every row of one file, some thousands at a time.
 
     Args:
-        path: the file; its suffix says how to read it.
+        path: the file; its suffix says how to read it. Of one JSON document the whole is read.
         source: what messages call it.
-        bad: takes rows that cannot be read; without it, the first of them is an error.
+        notes: takes what there is to say about the rows.
+        bad: takes rows that cannot be read.
 
     Returns:
-        The rows with `source` and `row`, and what there is to say about them.
+        Tables of rows with `source` and `row`; their columns may differ.
 
     Raises:
         DataError: if the file is empty, of a kind that is not read, or broken; with its line.
     """
-    suffix, notes, bad = suffix_of(path), list[str](), bad or BadRows()
+    suffix, found = suffix_of(path), 0
     if suffix not in READABLE:
         unpack = ": unpack it first" if suffix in COMPRESSED else ""
         raise DataError(
@@ -59,20 +61,27 @@ def read_file(path: Path, source: str, bad: BadRows | None = None) -> tuple[pa.T
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{source}: the file is empty; {ONE_A_LINE}")
-        if suffix == ".parquet":
-            table = _parquet(path, source)
-        elif suffix in LINES or (suffix == ".json" and _is_lines(path, source)):
-            table = table_of(_json_lines(path, source, notes, bad), source)
-        elif suffix == ".json":
-            table = table_of(_json_document(path, source, bad), source)
-        else:
-            delimiter = "\t" if suffix == ".tsv" else ","
-            table = table_of(_separated(path, source, delimiter, notes, bad), source)
+        for table in _tables(path, source, suffix, notes, bad):
+            found += len(table)
+            yield table
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
-    if not len(table):
+    if not found:
         raise DataError(f"{source}: the file has no rows; {ONE_A_LINE}")
-    return table, notes
+
+
+def _tables(
+    path: Path, source: str, suffix: str, notes: list[str], bad: BadRows
+) -> Iterator[pa.Table]:
+    if suffix == ".parquet":
+        return _parquet(path, source)
+    if suffix in LINES or (suffix == ".json" and _is_lines(path, source)):
+        rows = _json_lines(path, source, notes, bad)
+    elif suffix == ".json":
+        rows = _json_document(path, source, bad)
+    else:
+        rows = _separated(path, source, "\t" if suffix == ".tsv" else ",", notes, bad)
+    return tables_of(rows, source)
 
 
 def read_objects(rows: Any, source: str) -> Dataset:
@@ -93,10 +102,10 @@ def read_objects(rows: Any, source: str) -> Dataset:
 
     if not isinstance(rows, Iterable):
         raise DataError(f"{source}: expected a list of mappings, found {kind_of(rows)}")
-    table = table_of(numbered(), source)
-    if not len(table):
+    tables = list(tables_of(numbered(), source))
+    if not tables:
         raise DataError(f"{source}: there are no rows")
-    return Dataset(table)  # type: ignore[arg-type]
+    return Dataset(united(tables, source))  # type: ignore[arg-type]
 
 
 def _fail(source: str, number: int, what: str) -> NoReturn:
@@ -289,11 +298,15 @@ def _separated(
     _note_blank(blank, source, notes)
 
 
-def _parquet(path: Path, source: str) -> pa.Table:
+def _parquet(path: Path, source: str) -> Iterator[pa.Table]:
+    count = 0
     try:
-        rows = pq.read_table(path, memory_map=True)
-        table = with_place(Dataset(rows, fingerprint="file"), source)  # type: ignore[arg-type]
+        with pq.ParquetFile(path, memory_map=True) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                rows = pa.Table.from_batches([batch])
+                dataset = Dataset(rows, fingerprint="file")  # type: ignore[arg-type]
+                yield with_place(dataset, source, after=count).data.table
+                count += len(rows)
     except (pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise DataError(f"{source}: not a Parquet file that can be read: {first}") from error
-    return table.data.table

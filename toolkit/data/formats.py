@@ -8,7 +8,6 @@ lists.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,12 +16,13 @@ from datasets import Dataset, Features, Json, Value
 from toolkit.data import preferences, prompts, supervised
 from toolkit.data.bad_rows import BROKEN, BadRows
 from toolkit.data.columns import OWN, PLACE, exact_columns, json_array, listed, with_own, with_place
+from toolkit.data.key import code_digest
 from toolkit.data.once import mapped
 from toolkit.data.plans import FIELDS, TOOLS, Plan
 from toolkit.data.rules import BrokenRule, tools_of
 from toolkit.errors import DataError
 
-__all__ = ["FIELDS", "TOOLS", "code_digest", "to_standard"]
+__all__ = ["FIELDS", "TOOLS", "to_standard"]
 
 ALWAYS_JSON = ("answers", "ranks")
 LONG_NUMBER = re.compile(r"\d{19}")
@@ -56,6 +56,7 @@ def to_standard(
     text_field: str | None = None,
     purpose: str = "sft",
     bad: BadRows | None = None,
+    num_proc: int | None = None,
 ) -> tuple[Dataset, str, list[str]]:
     """The rows in a standard form, each of them checked.
 
@@ -66,6 +67,7 @@ def to_standard(
         purpose: "sft" for `messages`, `prompt`+`completion` or `text`; "preference" for ranked
             answers; "prompt" for `prompt` and all other columns as they are.
         bad: takes rows that break a rule; without it, the first of them is an error.
+        num_proc: processes that share the work; the result does not depend on it.
 
     Returns:
         The rows with the columns of their form (see `FIELDS`), `tools` where given, `dataset`,
@@ -98,6 +100,7 @@ def to_standard(
         features=Features(features),
         fn_kwargs=given,
         fingerprint=_fingerprint(dataset, plan, features, origin),
+        num_proc=num_proc,
         desc="reading rows",
     )
     note = plan.told(dataset)
@@ -139,14 +142,6 @@ def _fingerprint(dataset: Dataset, plan: Plan, features: dict[str, Any], origin:
     """What the result depends on, this code included, so that a cached one is never stale."""
     what = (dataset._fingerprint, plan.needed, plan.optional, features, origin, code_digest())
     return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
-
-
-def code_digest() -> str:
-    """A digest of the source of this package."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _convert(

@@ -1,7 +1,8 @@
-"""Rows that several processes on one machine need alike: the first prepares them, the others read.
+"""Rows that are prepared once: for all processes of a machine, and for the next run.
 
-What `datasets` keeps in memory it would prepare again in each process. Within `together`, the first
-of a machine writes to the cache of `datasets`, from where all of them map the same file into memory.
+What `datasets` keeps in memory it would prepare again in each process and each run. Many rows are
+written to its cache, from where they are mapped into memory, and are prepared by several workers.
+Within `together`, the first process of a machine does so with few rows too, and the others read.
 Elsewhere a process may be alone with what it does, and waits for nobody.
 """
 
@@ -12,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets.config as settings
+import pyarrow as pa
 from accelerate import PartialState
 from datasets import Dataset
 from torch import distributed
 
+from toolkit.errors import DataError
+
 FOLDER = "toolkit"  # below the cache of `datasets`
+LARGE = 16 << 20  # bytes of rows; fewer are prepared again in seconds
+BYTES_A_WORKER = 8 << 20  # fewer are not worth a process
+MOST_WORKERS = 8  # each takes some 100 MB; dataset_num_proc asks for more
 _all_are_here = False
 
 
@@ -32,25 +39,75 @@ def together() -> Iterator[None]:
 
 
 def mapped(
-    rows: Dataset, function: Callable[..., Any], *, fingerprint: str, **given: Any
+    rows: Dataset,
+    function: Callable[..., Any],
+    *,
+    fingerprint: str,
+    num_proc: int | None = None,
+    **given: Any,
 ) -> Dataset:
-    """`rows.map(function, …)`, computed by one process of each machine where all are together.
+    """`rows.map(function, …)`; of many rows kept for the next run, and made by several workers.
 
     Args:
         rows: the same in every process.
         function: makes batches of others.
         fingerprint: says all that the result depends on.
+        num_proc: how many workers share the work; None for as many as the rows are worth.
         **given: to `Dataset.map`.
+
+    Raises:
+        DataError: if the cache cannot be written.
     """
-    given |= {"new_fingerprint": fingerprint}
-    if not (_all_are_here and several()):
+    given |= {"new_fingerprint": fingerprint, "num_proc": num_proc or workers(rows)}
+    if bytes_of(rows) < LARGE and not (_all_are_here and several()):
         return rows.map(function, **given)
-    place = Path(settings.HF_DATASETS_CACHE) / FOLDER / f"{fingerprint}.arrow"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with first_of_machine_first():
-        found = rows.map(function, cache_file_name=str(place), load_from_cache_file=True, **given)
+    with kept_at(fingerprint) as place:
+        given |= {"cache_file_name": str(place), "load_from_cache_file": True}
+        try:
+            found = rows.map(function, **given)
+        except pa.ArrowInvalid:  # cut off, as by a machine that went down
+            for file in place.parent.glob(f"{place.stem}*"):
+                file.unlink()
+            found = rows.map(function, **given)
     found._fingerprint = fingerprint  # what is read from the cache has another, of its file
     return found
+
+
+@contextmanager
+def kept_at(fingerprint: str) -> Iterator[Path]:
+    """Where rows are kept; where all processes are together, the first of a machine is there first.
+
+    Raises:
+        DataError: if what the block does there cannot be written.
+    """
+    place = Path(settings.HF_DATASETS_CACHE) / FOLDER / f"{fingerprint}.arrow"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if _all_are_here and several():
+            with first_of_machine_first():
+                yield place
+        else:
+            yield place
+    except OSError as error:
+        raise DataError(
+            f"{place.parent}: the prepared rows cannot be written: {error.strerror or error}; make "
+            "room there, or set HF_DATASETS_CACHE to another folder"
+        ) from error
+
+
+def bytes_of(rows: Dataset) -> int:
+    """About how large rows are in memory."""
+    return rows.data.nbytes * len(rows) // max(1, rows.data.num_rows)
+
+
+def workers(rows: Dataset) -> int | None:
+    """How many processes the rows are worth on this machine; None for this one alone."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    if several() and not _all_are_here:
+        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = min(cores, MOST_WORKERS, bytes_of(rows) // BYTES_A_WORKER)
+    return count if count > 1 else None
 
 
 def several() -> bool:

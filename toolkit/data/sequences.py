@@ -4,12 +4,12 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +19,10 @@ from toolkit.data.chat_kept import left_out
 from toolkit.data.chat_tokens import IGNORED, Encoder
 from toolkit.data.columns import PLACE, exact_columns
 from toolkit.data.control_tokens import check_spoken
-from toolkit.data.formats import TOOLS, code_digest
+from toolkit.data.formats import TOOLS
+from toolkit.data.key import code_digest
 from toolkit.data.once import mapped
+from toolkit.data.probe import NOW
 from toolkit.data.sequence_report import KEEP_END, KEEP_START, SequenceReport, report_of
 from toolkit.data.template_render import Template
 from toolkit.errors import DataError
@@ -244,9 +246,13 @@ def token_fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, options
     """What the result depends on: rows, tokenizer, template, options, and the code."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    special = (tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None))
-    code = (type(tokenizer).__name__, transformers.__version__, code_digest())
-    what = (rows._fingerprint, words, special, options, code)
+    template = getattr(tokenizer, "chat_template", None)
+    special = (
+        tokenizer.special_tokens_map,
+        template,
+        date.today() if NOW in str(template) else None,
+    )
+    what = (rows._fingerprint, words, special, options, type(tokenizer).__name__, code_digest())
     return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
 
 

@@ -201,7 +201,12 @@ class _Reader:
             self.notes.append(f"{name}: {counts.line()}")
             origin = origin | {"feedback": asdict(counts)}
         standard, self.form, notes = to_standard(
-            table, origin=name, text_field=text_field, purpose=self.purpose, bad=self.bad
+            table,
+            origin=name,
+            text_field=text_field,
+            purpose=self.purpose,
+            bad=self.bad,
+            num_proc=self.recipe.get("dataset_num_proc"),
         )
         words = " and ".join(FIELDS[self.form])
         if "prompt" in FIELDS[self.form]:

@@ -13,9 +13,10 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from toolkit.data.bad_rows import BadRows
-from toolkit.data.columns import listed, united, with_place
-from toolkit.data.files import COMPRESSED, READABLE, read_file, suffix_of
+from toolkit.data.columns import listed, with_place
+from toolkit.data.files import COMPRESSED, READABLE, suffix_of
 from toolkit.data.hub import HUB_ID, load_from_hub
+from toolkit.data.kept_rows import rows_of, sha256_of
 from toolkit.data.splits import check_split, part_of, splits_in
 from toolkit.errors import DataError
 
@@ -189,27 +190,23 @@ def _read(
     check_split(name, split, files)
     tables, notes, digests = {}, list[str](), list[str]()
     for key in splits_in(split):
-        parts = []
-        for path in files[key]:
-            is_named = str(path) == str(Path(name).expanduser())
-            table, found = read_file(path, name if is_named else str(path), bad)
-            parts.append(table)
-            notes += found
-            digests.append(_sha256(path))
-        tables[key] = united(parts, name)
-    whole = digests[0] if len(digests) == 1 else _sha256_of(digests)
-    # with fingerprints of our own, for `datasets` would copy all rows to find one
-    placed = {
-        key: Dataset(table, fingerprint=_sha256_of([key, name, whole]))  # type: ignore[arg-type]
-        for key, table in tables.items()
-    }
-    return part_of(placed, split, name), {"sha256": whole, "notes": notes}
+        named = {path: _called(path, name) for path in files[key]}
+        found = [_sha256(path, source) for path, source in named.items()]
+        tables[key], said = rows_of(named, found, name, bad or BadRows())
+        notes += said
+        digests += found
+    whole = digests[0] if len(digests) == 1 else sha256_of(digests)
+    return part_of(tables, split, name), {"sha256": whole, "notes": notes}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _called(path: Path, name: str) -> str:
+    """What messages call a file of a data set: as the recipe does, if it names the file."""
+    return name if str(path) == str(Path(name).expanduser()) else str(path)
 
 
-def _sha256_of(texts: list[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+def _sha256(path: Path, source: str) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error

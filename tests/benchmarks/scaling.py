@@ -1,0 +1,178 @@
+"""How cost grows: with rows, the length of a sequence, completions of a prompt, and adapters.
+
+    python -m tests.benchmarks.scaling rows --at 1000 10000 100000 1000000
+    python -m tests.benchmarks.scaling length completions adapters
+
+Seconds are the processor's, of all processes together: they do not depend on what else the machine
+does. Every point is a process of its own. Memory is the largest sum, over all processes of a point, of
+what each has to itself and its share of what it has in common with others (PSS, ten times a second),
+files mapped into memory included.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+POINTS = {
+    "rows": (1000, 10_000, 100_000, 1_000_000),
+    "length": (128, 512, 2048, 8192),
+    "completions": (4, 16, 64),
+    "adapters": (1, 2, 4, 8),
+}
+SYLLABLES = [c + v for c in "bcdfghklmnprstvw" for v in "aeiou"]
+VOCABULARY = 8000
+
+
+def words() -> list[str]:
+    """Words that nobody speaks."""
+    draw = random.Random(1)
+    return ["".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(5000)]
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """Conversations of one or two turns, some 100 tokens each, all different."""
+    draw, known = random.Random(0), words()
+
+    def said(role: str, least: int, most: int) -> dict[str, str]:
+        return {"role": role, "content": " ".join(draw.choices(known, k=draw.randint(least, most)))}
+
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            turns = [
+                message
+                for _ in range(draw.choice((1, 1, 2)))
+                for message in (said("user", 8, 30), said("assistant", 10, 60))
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+def save_base(folder: Path, **shape: Any) -> Path:
+    """A tiny random base with a tokenizer that was trained on such words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    draw, known = random.Random(2), words()
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    core.train_from_iterator([" ".join(draw.choices(known, k=200)) for _ in range(500)], trainer)
+    spoken = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
+    config = LlamaConfig(
+        **{
+            "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": 0, **shape,
+        }
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    spoken.save_pretrained(folder)
+    return folder
+
+
+def processor_seconds() -> float:
+    """Of this process and of those it has waited for."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
+
+
+def prepared(folder: Path, count: int) -> dict[str, Any]:
+    """Prepare rows as stage sft does."""
+    from toolkit.recipe import recipe_from_keywords
+    from toolkit.stages.prepared import prepare
+
+    given: dict[str, Any] = {"model_name_or_path": str(folder / "base"), "max_length": 1024}
+    given["dataset_name"] = str(folder / f"rows-{count}.jsonl")
+    recipe = recipe_from_keywords("sft", **given).stages[0]
+    begun, start = time.perf_counter(), processor_seconds()
+    report = prepare(recipe).sequences["train"].report
+    assert report.rows == count
+    seconds = processor_seconds() - start
+    return {
+        "tokens": report.tokens, "seconds": seconds, "wall": time.perf_counter() - begun,
+        "rows a second and core": count / seconds,
+    }  # fmt: skip
+
+
+def measured_rows(folder: Path, count: int) -> list[dict[str, Any]]:
+    """The first preparation, and the second."""
+    write_rows(folder / f"rows-{count}.jsonl", count)
+    return [
+        {"rows": count, "run": run, **alone(folder, "rows", count)} for run in ("first", "second")
+    ]
+
+
+def alone(folder: Path, what: str, at: int) -> dict[str, Any]:
+    """Measure one point in a process of its own, with the most memory that it took."""
+    environment = os.environ | {
+        "HF_DATASETS_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.benchmarks.scaling", what]
+    command += ["--one", str(folder), "--at", str(at)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        most, idle = 0, 0
+        while child.poll() is None:
+            now = shared_memory(child.pid)
+            idle, most = idle or now, max(most, now)
+            time.sleep(0.1)
+        assert child.stdout is not None
+        lines = child.stdout.read().splitlines()
+    assert child.returncode == 0, lines
+    return json.loads(lines[-1]) | {"peak MB": most / 1e6}
+
+
+def shared_memory(number: int) -> int:
+    """The proportional set size of a process and its children, in bytes."""
+    found = 0
+    try:
+        process = psutil.Process(number)
+        for each in [process, *process.children(recursive=True)]:
+            found += each.memory_full_info().pss
+    except psutil.Error:
+        pass
+    return found
+
+
+ONE = {"rows": prepared}
+ALL = {"rows": measured_rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="+", choices=[*POINTS])
+    parser.add_argument("--at", type=int, nargs="+")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one is not None:
+        print(json.dumps(ONE[asked.what[0]](asked.one, asked.at[0])))
+        return
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        base = Path(folder, "base")
+        save_base(base)
+        for what in asked.what:
+            for at in asked.at or POINTS[what]:
+                for row in ALL[what](Path(folder), at):
+                    shown = (
+                        f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}"
+                        for k, v in row.items()
+                    )
+                    print(what, *shown, sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
