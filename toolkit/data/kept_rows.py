@@ -70,7 +70,7 @@ def _said(place: Path) -> dict[str, Any] | None:
         with pa.memory_map(str(place)) as file, pa.ipc.open_stream(file) as stream:
             said = json.loads((stream.schema.metadata or {})[SAID])
             return said if sum(map(len, stream)) == said["rows"] else None
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError, ValueError):
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
         return None
 
 

@@ -63,11 +63,14 @@ def mapped(
         return rows.map(function, **given)
     with kept_at(fingerprint) as place:
         given |= {"cache_file_name": str(place), "load_from_cache_file": True}
+        known = list(place.parent.glob(f"{place.stem}*"))
         try:
             found = rows.map(function, **given)
-        except pa.ArrowInvalid:  # cut off, as by a machine that went down
-            for file in place.parent.glob(f"{place.stem}*"):
-                file.unlink()
+        except (pa.ArrowInvalid, OSError):
+            if not known:
+                raise
+            for file in known:  # one is cut off, as by a machine that went down
+                file.unlink(missing_ok=True)
             found = rows.map(function, **given)
     found._fingerprint = fingerprint  # what is read from the cache has another, of its file
     return found

@@ -1,7 +1,7 @@
 """The fields of TRL's and transformers' dataclasses, read from the installed source.
 
 The source is parsed, not imported: importing it would load torch, and a recipe is checked in a
-fraction of a second without.
+fraction of a second without. What was read is kept until a file of it changes.
 """
 
 import ast
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import ToolkitError
+from toolkit.recipe.kept_schema import kept
 
 REQUIRED: Any = dataclasses.MISSING
 
@@ -37,6 +38,7 @@ ENUMS = {
     "OptimizerNames": ("transformers", "training_args.py"),
     "DebugOption": ("transformers", "debug_utils.py"),
 }
+LOG_LEVELS = ("transformers", "utils/logging.py")
 
 
 class Field(NamedTuple):
@@ -52,10 +54,44 @@ class Field(NamedTuple):
 @cache
 def fields_of(class_name: str) -> Mapping[str, Field]:
     """The fields of a dataclass of CLASSES, its bases' first, by name."""
+    return {
+        name: Field(name, kind, value[0] if value else REQUIRED, text, choices and tuple(choices))
+        for name, kind, value, text, choices in _known()["fields"][class_name]
+    }
+
+
+@cache
+def members_of(enum_name: str) -> tuple[str, ...]:
+    """The values of an enum of ENUMS, in its order."""
+    return tuple(_known()["members"][enum_name])
+
+
+@cache
+def _known() -> dict[str, Any]:
+    """All of CLASSES and ENUMS, as JSON holds it."""
+    places = dict.fromkeys([*CLASSES.values(), *ENUMS.values(), LOG_LEVELS])
+    return kept([Path(__file__), *(_file(*place) for place in places)], _all)
+
+
+def _all() -> dict[str, Any]:
+    fields = {
+        name: [
+            [f.name, f.annotation, [] if f.default is REQUIRED else [f.default], f.help, f.choices]
+            for f in _fields(name).values()
+        ]
+        for name in CLASSES
+    }
+    nodes = {name: _class(*place, name) for name, place in ENUMS.items()}
+    members = {name: [*_constants(node).values()] for name, node in nodes.items()}
+    return {"fields": fields, "members": members}
+
+
+@cache
+def _fields(class_name: str) -> Mapping[str, Field]:
     node = _class(*CLASSES[class_name], class_name)
     found: dict[str, Field] = {}
     for base in node.bases:
-        found |= fields_of(ast.unparse(base))
+        found |= _fields(ast.unparse(base))
     constants = _constants(node)
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -65,15 +101,9 @@ def fields_of(class_name: str) -> Mapping[str, Field]:
 
 
 @cache
-def members_of(enum_name: str) -> tuple[str, ...]:
-    """The values of an enum of ENUMS, in its order."""
-    return tuple(_constants(_class(*ENUMS[enum_name], enum_name)).values())
-
-
-@cache
 def log_levels() -> tuple[str, ...]:
     """The values of transformers' `log_level`, which its dataclass computes."""
-    for statement in _module("transformers", "utils/logging.py").body:
+    for statement in _module(*LOG_LEVELS).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "log_levels":
             assert isinstance(statement.value, ast.Dict)
             return (*(ast.literal_eval(key) for key in statement.value.keys if key), "passive")
@@ -156,6 +186,10 @@ def _class(package: str, path: str, name: str) -> ast.ClassDef:
 
 @cache
 def _module(package: str, path: str) -> ast.Module:
+    return ast.parse(_file(package, path).read_text(encoding="utf-8"))
+
+
+def _file(package: str, path: str) -> Path:
     # Only the top package is looked up: find_spec("trl.trainer") would import trl.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -163,4 +197,4 @@ def _module(package: str, path: str) -> ast.Module:
     file = Path(spec.submodule_search_locations[0]) / path
     if not file.is_file():
         raise ToolkitError(f"{package} has no {path}: this version is not supported")
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return file
