@@ -5,7 +5,7 @@
 
 Seconds are the processor's, of all processes together: they do not depend on what else the machine
 does. Every point is a process of its own. Memory is the largest sum, over all processes of a point, of
-what each has to itself and its share of what it has in common with others (PSS, ten times a second),
+what each has to itself and its share of what it has in common with others (PSS, looked at twice a second),
 files mapped into memory included.
 """
 
@@ -124,11 +124,10 @@ def alone(folder: Path, what: str, at: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.scaling", what]
     command += ["--one", str(folder), "--at", str(at)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
-        most, idle = 0, 0
+        most = 0
         while child.poll() is None:
-            now = shared_memory(child.pid)
-            idle, most = idle or now, max(most, now)
-            time.sleep(0.1)
+            most = max(most, shared_memory(child.pid))
+            time.sleep(0.5)
         assert child.stdout is not None
         lines = child.stdout.read().splitlines()
     assert child.returncode == 0, lines
