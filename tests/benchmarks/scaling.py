@@ -14,10 +14,13 @@ import json
 import os
 import random
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ POINTS = {
     "completions": (4, 16, 64),
     "adapters": (1, 2, 4, 8),
 }
+STEPS = 4
 SYLLABLES = [c + v for c in "bcdfghklmnprstvw" for v in "aeiou"]
 VOCABULARY = 8000
 
@@ -146,8 +150,88 @@ def shared_memory(number: int) -> int:
     return found
 
 
-ONE = {"rows": prepared}
-ALL = {"rows": measured_rows}
+def steps_of(trainer: Any) -> dict[str, Any]:
+    """Train, and say what a step after the first takes."""
+    from transformers import TrainerCallback
+
+    spent = []
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = processor_seconds()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            spent.append(processor_seconds() - self.begun)
+
+    trainer.add_callback(Steps())
+    trainer.train()
+    return {"seconds a step": statistics.median(spent[1:])}
+
+
+def long_sequences(folder: Path, tokens: int) -> dict[str, Any]:
+    """Steps of one sequence each."""
+    import toolkit
+    from toolkit.models.load import load_tokenizer
+
+    draw, known, spoken = random.Random(3), words(), load_tokenizer(folder / "base")
+    texts = [" ".join(draw.choices(known, k=tokens)) for _ in range(STEPS)]
+    rows = [{"text": spoken.decode(spoken(text).input_ids[: tokens - 2])} for text in texts]
+    trainer = toolkit.build(
+        "sft", model_name_or_path=str(folder / "base"), train_dataset=rows, max_length=8192,
+        output_dir=str(folder / "run"), per_device_train_batch_size=1, max_steps=STEPS,
+        save_strategy="no",
+    )  # fmt: skip
+    found = steps_of(trainer)
+    return found | {"seconds a 1,000 tokens": found["seconds a step"] / tokens * 1000}
+
+
+def many_completions(folder: Path, count: int) -> dict[str, Any]:
+    """Steps of one prompt each, with completions of 32 tokens."""
+    import toolkit
+
+    trainer = toolkit.build(
+        "grpo", model_name_or_path=str(folder / "base"), max_completion_length=32,
+        train_dataset=[{"prompt": text} for text in words()[:STEPS]],
+        reward_funcs=[lambda completion_ids, **_: [sum(ids) % 97 / 97 for ids in completion_ids]],
+        num_generations=count, per_device_train_batch_size=count, max_steps=STEPS,
+        output_dir=str(folder / "run"), save_strategy="no", gradient_accumulation_steps=1,
+    )  # fmt: skip
+    found = steps_of(trainer)
+    return found | {"seconds a completion": found["seconds a step"] / count}
+
+
+def many_adapters(folder: Path, count: int) -> dict[str, Any]:
+    """An exam of some adapters of one base, of 32 questions each."""
+    import toolkit
+
+    given: dict[str, Any] = {"model_name_or_path": str(folder / "base")}
+    first = folder / "adapter"
+    rows = [{"prompt": f"{word}?", "completion": word} for word in words()[:32]]
+    toolkit.sft(**given, train_dataset=rows, output_dir=str(first), max_steps=2, lora_r=16)
+    names = [str(folder / f"adapter-{number}") for number in range(count)]
+    for name in names:
+        shutil.copytree(first, name, dirs_exist_ok=True)
+    task = {"name": "words", "rows": [{"question": w, "answer": "1"} for w in words()[:32]]}
+    begun = processor_seconds()
+    toolkit.evaluate(
+        **given, of=names, tasks=[task], max_completion_length=32, output_dir=str(folder / "exam"),
+        num_generations=1,
+    )  # fmt: skip
+    seconds = processor_seconds() - begun
+    size = (first / "adapter_model.safetensors").stat().st_size
+    return {"seconds": seconds, "seconds an adapter": seconds / count, "adapter MB": size / 1e6}
+
+
+def measured(what: str) -> Callable[[Path, int], list[dict[str, Any]]]:
+    """One line of a table."""
+    return lambda folder, at: [{what: at, **alone(folder, what, at)}]
+
+
+ONE = {
+    "rows": prepared, "length": long_sequences, "completions": many_completions,
+    "adapters": many_adapters,
+}  # fmt: skip
+ALL = {what: measured(what) for what in POINTS} | {"rows": measured_rows}
 
 
 def main() -> None:
