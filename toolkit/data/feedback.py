@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from toolkit.data.bad_rows import BadRows
-from toolkit.data.columns import exact_columns, kind_of, table_of, united
+from toolkit.data.columns import exact_columns, kind_of, tables_of, united
 from toolkit.data.plans import TOOLS
 from toolkit.data.rules import BrokenRule, parsed, text_of
 from toolkit.errors import DataError
@@ -113,7 +113,7 @@ def as_preferences(table: Dataset, origin: str, bad: BadRows) -> tuple[Dataset, 
     for each in asked.values():
         rows = [(each.number, each.row | ranked) for ranked in compared(each, counts)]
         by_source.setdefault(each.source, []).extend(rows)
-    tables = [table_of(rows, source) for source, rows in by_source.items() if rows]
+    tables = [table for source, rows in by_source.items() for table in tables_of(rows, source)]
     if not tables:
         raise DataError(f"{origin}: nothing can be compared: {counts.line()}")
     return Dataset(united(tables, origin)), counts  # type: ignore[arg-type]

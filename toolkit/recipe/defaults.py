@@ -8,7 +8,14 @@ from toolkit.recipe.keys import TRAINING, keys_of
 ADAPTED = tuple(stage for stage in TRAINING if stage != "pretrain")
 
 # TRL's rates for DPO and GRPO are those of full fine-tuning
-LEARNING_RATES = {"sft": 2e-4, "reward": 1e-4, "dpo": 1e-5, "grpo": 1e-5, "ppo": 1e-5, "rejection": 2e-4}
+LEARNING_RATES = {
+    "sft": 2e-4,
+    "reward": 1e-4,
+    "dpo": 1e-5,
+    "grpo": 1e-5,
+    "ppo": 1e-5,
+    "rejection": 2e-4,
+}
 
 
 def defaults_of(stage: str, written: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,9 @@ NOT_KEYWORDS = {"stage", "name", "hub_token"}
 
 def generate() -> str:
     """The text of the stub for the installed TRL."""
-    stages = ", ".join(f'"{stage}"' for stage in STAGES if stage in TRAINING and stage != "rejection")
+    stages = ", ".join(
+        f'"{stage}"' for stage in STAGES if stage in TRAINING and stage != "rejection"
+    )
     return HEAD.replace("{stages}", stages) + "".join(map(function, STAGES))
 
 
