@@ -45,7 +45,7 @@ def grpo(write, tmp_path):
         data_path = tiny.save_rows(tmp_path / "sums.jsonl", rows)
         return write(
             stage="grpo", dataset_name=str(data_path), reward_funcs=[reward], num_generations=4,
-            max_completion_length=16, **changed,
+            **{"max_completion_length": 16} | changed,
         )  # fmt: skip
 
     return written
@@ -113,6 +113,35 @@ def test_places_that_are_not_there(write):
     assert "unchecked" in lines(offline, WARNING, "places")[0]
 
 
+def test_a_file_that_is_missing_is_no_data_set_of_the_hub(write):
+    gone = found(write(dataset_name="no/such.jsonl"))
+    assert gone.exit_code == 4
+    assert not lines(gone, WARNING, "places")
+    assert "no such" in lines(gone, ERROR, "data")[0] or "no file" in lines(gone, ERROR, "data")[0]
+
+
+def test_a_fault_is_told_once(write):
+    odd = found(write(global_batch_size=7, max_length=512))
+    assert odd.exit_code == 3
+    assert len([one for one in odd.found if one.level == ERROR]) == 1
+
+
+def test_more_tokens_than_positions(write, grpo, tmp_path):
+    rows = [tiny.ROWS[0]["messages"][0], {"role": "assistant", "content": "and so on " * 900}]
+    path = tiny.save_rows(tmp_path / "long.jsonl", [{"messages": rows}] * 4)
+    long = found(write(dataset_name=str(path), max_length=None))
+    assert long.exit_code == 3
+    assert "positions" in lines(long, ERROR, "data")[0]
+    answers = found(grpo("answer", max_completion_length=5000))
+    assert "prompt with its completion" in lines(answers, ERROR, "data")[0]
+
+
+def test_fewer_prompts_than_a_rollout_takes(grpo):
+    few = found(grpo("answer", rows=SUMS[:2], generation_batch_size=64))
+    assert few.exit_code == 3
+    assert "takes 16 prompts, and there are 2" in lines(few, ERROR, "schedule")[0]
+
+
 def test_a_full_disk(write, monkeypatch):
     monkeypatch.setattr("toolkit.preflight.places.free", lambda folder: 1000)
     full = found(write(max_length=512))
@@ -172,7 +201,6 @@ FIX = re.compile(r"(\w+)(?:: | \d+ → )(\w+)")
     ("stage", "keys", "share"),
     [
         ("sft", {"per_device_train_batch_size": 16}, 0.9),
-        ("sft", {"per_device_train_batch_size": 16}, 0.75),
         ("sft", {"per_device_train_batch_size": 4, "gradient_checkpointing": False}, 0.9),
         ("grpo", {"per_device_train_batch_size": 16, "generation_batch_size": 32}, 0.8),
     ],

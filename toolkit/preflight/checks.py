@@ -1,5 +1,8 @@
 """Everything that can be known of a recipe before it is run, stage by stage."""
 
+import psutil
+
+from toolkit.pipeline import stage_module
 from toolkit.preflight import data, fits, places, price, real, rewards, schedule, template
 from toolkit.preflight.findings import OK, Findings
 from toolkit.preflight.look import Look, Options
@@ -33,9 +36,12 @@ def check(recipe: Recipe, options: Options) -> Findings:
     with found.catching("places", ""):
         for line in pushing.checked(recipe):
             found.add("places", OK, line)
+    for kind in {stage.stage for stage in recipe.stages}:
+        stage_module(kind)  # imports what a run would
+    libraries = psutil.Process().memory_info().rss
     before: dict[str, Look] = {}
     for stage in recipe.stages:
-        look = Look(recipe, stage, found, options, before=dict(before))
+        look = Look(recipe, stage, found, options, libraries=libraries, before=dict(before))
         before[stage.name] = look
         for subject, function in CHECKS:
             with found.catching(subject, stage.name):

@@ -56,6 +56,7 @@ def check(look: Look) -> None:
             return
         tokenizer_of(look, stage, rows)
         report = tokens(look, stage, rows)
+        positions(look)
         doubled(look, rows)
         if report is not None:
             check_stops(report)
@@ -154,6 +155,24 @@ def tokens(look: Look, stage: StageRecipe, rows: Rows) -> SequenceReport | None:
         held_out=len(rows.eval) if rows.eval is not None else 0, **numbers(look.lengths),
     )  # fmt: skip
     return report
+
+
+def positions(look: Look) -> None:
+    """Whether the base has a position for every token of the longest."""
+    text = look.config.get_text_config() if look.config is not None else None
+    limit = getattr(text, "max_position_embeddings", None)
+    completion = int(look.stage.get("max_completion_length") or 0)
+    longest = max(look.lengths, default=0) + completion
+    if not limit or longest <= limit:
+        return
+    key, most = "max_length", limit
+    if completion:
+        key, most = "max_completion_length", max(1, limit - longest + completion)
+    what = "prompt with its completion" if completion else "sequence"
+    look.error(
+        SUBJECT, f"the longest {what} has {longest:,} tokens, and the base {limit:,} positions",
+        f"{key}: {most}", 3,
+    )  # fmt: skip
 
 
 def trained(look: Look, stage: StageRecipe, rows: Rows) -> SequenceReport:

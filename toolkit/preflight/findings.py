@@ -56,7 +56,9 @@ class Findings:
     def add(
         self, subject: str, level: str, line: str, *, fix: str = "", stage: str = "", code: int = 3
     ) -> None:
-        """Note a finding; `code` counts of an error alone."""
+        """Note a finding, once for a stage; `code` counts of an error alone."""
+        if any(one.line == line and one.stage == stage for one in self.found):
+            return
         exit_code = code if level == ERROR else 0
         self.found.append(Finding(subject, level, line, fix, stage, exit_code))
 

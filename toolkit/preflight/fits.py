@@ -8,7 +8,6 @@ import psutil
 import torch
 
 from toolkit.models.precision import accelerator
-from toolkit.pipeline import stage_module
 from toolkit.preflight import places
 from toolkit.preflight.look import Look
 from toolkit.preflight.memory import PAIRS, ROLLOUTS, Asked, Need, need
@@ -20,7 +19,7 @@ from toolkit.stages.processes import on_cpu, processes
 
 SUBJECT = "memory"
 TIGHT = 0.9  # of the memory: nothing else is on it for sure
-# what a stage imports once it trains, measured with a base of next to no weights
+# bytes of what is imported once a stage trains, measured with a base of next to no weights
 LIBRARIES = 78 * 10**6
 CUDA_RUNTIME = 600 * 2**20  # a CUDA context and the libraries' workspaces; not measured here
 
@@ -31,10 +30,7 @@ def check(look: Look) -> None:
         return
     asked = asked_of(look)
     kind = device_kind(look)
-    runtime = CUDA_RUNTIME
-    if kind == "cpu":
-        stage_module(look.stage.stage)  # imports what the stage does
-        runtime = psutil.Process().memory_info().rss + LIBRARIES
+    runtime = look.libraries + LIBRARIES if kind == "cpu" else CUDA_RUNTIME
     found = need(look.stage, look.config, asked, device=kind, runtime=runtime)
     look.needs = found
     have, where = memory_of(look)

@@ -55,6 +55,7 @@ class Look:
         lengths: tokens of each sequence, prompt, or longer side of a pair.
         total: how many of them the whole data has, where these are a sample.
         needs: the memory that was estimated.
+        libraries: bytes of this process with what its stages import, before anything was read.
         before: the stages before it as they were seen, by name.
     """
 
@@ -68,6 +69,7 @@ class Look:
     lengths: list[int] = field(default_factory=list)
     total: int = 0
     needs: Any = None
+    libraries: int = 0
     before: Mapping[str, "Look"] = field(default_factory=dict)
 
     @property

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import HfApi, constants
 
 from toolkit.data import hub as data_hub
+from toolkit.data.files import suffix_of
 from toolkit.data.hub import HUB_ID
 from toolkit.models.load import (
     adapter_config,
@@ -86,7 +87,7 @@ def data_named(look: Look) -> None:
     for name, revision in sources(look):
         if name in look.earlier() or Path(name).expanduser().exists():
             continue
-        if not HUB_ID.fullmatch(name):
+        if not HUB_ID.fullmatch(name) or suffix_of(Path(name)):
             continue  # reading it says what is wrong
         commit = data_hub.commit_of(name, revision)
         if commit is None:

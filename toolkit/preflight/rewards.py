@@ -66,7 +66,7 @@ def tried(look: Look, entry: Any) -> None:
         try:
             found[kind] = values(function, rows, texts)
         except ToolkitError as error:
-            look.error(SUBJECT, f"{name} on {kind} text: {error}", code=error.exit_code)
+            look.error(SUBJECT, f"on {in_words(kind)}: {error}", code=error.exit_code)
             return
         slowest = max(slowest, (time.perf_counter() - started) / len(texts))
     best = best_gold(found)
@@ -84,6 +84,11 @@ def tried(look: Look, entry: Any) -> None:
         )  # fmt: skip
     else:
         look.ok(SUBJECT, f"{name}: {slowest * 1000:.2g} ms for a completion at worst")
+
+
+def in_words(kind: str) -> str:
+    """A kind of answers as a person says it."""
+    return "gold answers" if kind.startswith("gold") else f"{kind} text"
 
 
 def judge(

@@ -128,7 +128,13 @@ def check(look: Look) -> None:
     look.ok(
         SUBJECT, f"warm-up {warm:,} steps; saves {saves:,} times, evaluates {evaluations:,} times"
     )
-    if found.steps == 0:
+    prompts = found.rollout * processes() // int(stage.get("num_generations") or 1)
+    if found.sampled and prompts > look.total:
+        look.error(
+            SUBJECT, f"a rollout takes {prompts:,} prompts, and there are {look.total:,}",
+            "a smaller generation_batch_size, or more prompts", 3,
+        )  # fmt: skip
+    elif found.steps == 0:
         look.error(SUBJECT, "there are too few rows for one step", "lower global_batch_size", 4)
     elif warm > found.steps:
         look.error(
