@@ -1239,6 +1239,7 @@ def rejection(
     global_batch_size: int | None = ...,
     dataset_revision: str | None = ...,
     share_samples: bool = ...,
+    probes: bool = ...,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | Sequence[str | dict[str, Any]] | None = ...,
     reward_timeout: float | None = ...,
     on_reward_error: str = ...,

@@ -57,17 +57,34 @@ def test_the_commands(folder, tiny_base):
         if words[0] == "accelerate":
             assert Path(words[words.index("--config_file") + 1]).is_file()
             words = [*words[words.index("toolkit") :], "--output_dir", "runs/launched"]
+        if words[1] in {"chat", "serve", "generate"}:
+            words = [*words[:2], "runs/sft", *words[words.index("runs/quickstart") + 1 :]]
+            words = [word for word in words if word not in ("--stage", "ppo")]
         code = "import sys; from toolkit.cli import main; sys.exit(main())"
         words = words if words[0] == "python" else ["python", "-c", code, *words[1:]]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        if "serve" in words:
+            assert_serves([sys.executable, *words[1:]], environment)
+            continue
         done = subprocess.run(
-            [sys.executable, *words[1:]], env=environment, capture_output=True,
+            [sys.executable, *words[1:]], env=environment, capture_output=True, input="/quit\n",
             text=True, check=False,
         )  # fmt: skip
         # a random model gets no answer right, so every reward is the same
         nothing = words[1] == "-c" and "grpo" in words and "nothing was learnt" in done.stderr
         assert done.returncode == 0 or nothing, f"{line}\n{done.stdout}\n{done.stderr}"
     assert (folder / "runs").is_dir()
+
+
+def assert_serves(command: list[str], environment: dict[str, str]) -> None:
+    command[command.index("8000")] = "0"  # any port that is free
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = iter(process.stdout.readline, "")
+        assert any(line.startswith("models: ") for line in said)
+        assert "http://127.0.0.1:" in next(said)
+        process.terminate()
+        assert process.wait() == 0
 
 
 def test_the_python(folder, tiny_base):

@@ -174,7 +174,7 @@ REFUSED = [
     (BASE + "learning_ratee: 1\n", ":4: unknown key 'learning_ratee' for stage 'sft'; did you mean 'learning_rate'?"),
     (BASE + "lora_rank: 1\n", "; did you mean 'lora_r'?"),
     (BASE + "qqqqqq: 1\n", "; toolkit sft --help lists the keys"),
-    (BASE + "num_generations: 4\n", "it is a key of grpo, ppo, rank, evaluate"),
+    (BASE + "num_generations: 4\n", "it is a key of grpo, ppo, rejection, rank, evaluate"),
     (BASE + "hub_token: hf_x\n", ":4: 'hub_token' is refused: a secret"),
     (BASE + "push_to_hub_token: hf_x\n", ":4: 'push_to_hub_token' is refused"),
     (BASE + "env: {A: 1}\n", ":4: 'env' is refused"),

@@ -29,7 +29,7 @@ def overview() -> str:
         "  toolkit compare A B …     runs or seeds side by side, with intervals",
         "  toolkit generate RUN --prompt TEXT | --dataset FILE --output FILE",
         "                            a finished run answers, and goes on where it was stopped",
-        "  toolkit chat RUN          talk with it in the terminal; /good and /bad keep feedback",
+        "  toolkit chat RUN          talk with it in the terminal; /good and /bad are kept",
         "  toolkit serve RUN [--port P] [--host H --token_file F]",
         "                            OpenAI's chat API, every stage a model over one base",
         "  toolkit traces FOLDER [--search TEXT] [--json]",

@@ -7,7 +7,7 @@ lists.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -103,15 +103,20 @@ def to_standard(
         num_proc=num_proc,
         desc="reading rows",
     )
-    note = plan.told(dataset)
-    notes = [f"{origin}: {note}"] if note else []
-    if own := [name for name, called in OWN.items() if called in carried]:
-        called = listed(OWN[name] for name in own)
-        notes.append(f"{origin}: its own {listed(own)} passed as {called}")
     used = {*plan.needed, *plan.optional, *carried} - ({TOOLS} - features.keys())
-    if unused := [name for name in columns if name not in used]:
-        notes.append(f"{origin}: not used: {listed(unused)}")
+    unused = [name for name in columns if name not in used]
+    notes = [f"{origin}: {line}" for line in _lines(plan.told(dataset), carried, unused)]
     return bad.taken_from(standard.with_format(None)), plan.format, notes
+
+
+def _lines(note: str | None, carried: Sequence[str], unused: Sequence[str]) -> Iterator[str]:
+    """What a person is told of a conversion, of columns that pass and of those that are not used."""
+    if note:
+        yield note
+    if own := [name for name, called in OWN.items() if called in carried]:
+        yield f"its own {listed(own)} passed as {listed(OWN[name] for name in own)}"
+    if unused:
+        yield f"not used: {listed(unused)}"
 
 
 def _carried(columns: list[str], purpose: Purpose, features: Mapping[str, Any]) -> list[str]:
