@@ -280,6 +280,16 @@ def test_rewards_with_a_fault(grpo, tmp_path, name, level, said):
     assert (report.exit_code != 0) == (level == ERROR)
 
 
+def test_a_proxy_beside_a_gold_check_may_give_nothing_to_gold_answers(grpo, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(REWARDS)
+    proxy = found(grpo(f"{file}:never", gold_funcs=["answer"]))
+    assert proxy.exit_code == 0, proxy.found
+    assert any("gives 0.0 to all 8 gold" in line for line in lines(proxy, WARNING, "rewards"))
+    gold = found(grpo("answer", gold_funcs=[f"{file}:never"]))
+    assert gold.exit_code == 4
+
+
 def test_a_pipeline_whose_stages_are_to_come(grpo, write, tmp_path, capsys):
     stages = [
         {"stage": "sft"},

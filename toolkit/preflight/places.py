@@ -158,7 +158,7 @@ def disk(look: Look, saved: int, trained: int, saves: int) -> None:
     )
     if have < need:
         look.error(SUBJECT, line, "make room, or write save_total_limit: 1", code=5)
-    elif limit is None and saves > MANY:
+    elif limit is None and saves > MANY and MANY * need > have:
         look.warn(SUBJECT, f"{line}; every checkpoint is kept", "save_total_limit: 2")
     else:
         look.ok(SUBJECT, line)

@@ -36,9 +36,9 @@ OF_FORM = ("length", "repetition", "language", "get_soft_overlong_punishment")
 
 
 def check(look: Look) -> None:
-    """Call each reward of a stage on answers to its own first prompts."""
-    entries = look.stage.get("reward_funcs") or ()
-    for entry in entries:
+    """Call each reward of a stage, and each gold check, on answers to its own first prompts."""
+    golds = list(look.stage.get("gold_funcs") or ())
+    for entry in [*(look.stage.get("reward_funcs") or ()), *golds]:
         if isinstance(entry, str) and entry.startswith(ADAPTER):
             name = entry.removeprefix(ADAPTER)
             state = "is trained by a stage before" if look.is_to_come(name) else "is there"
@@ -54,7 +54,7 @@ def check(look: Look) -> None:
 
 def tried(look: Look, entry: Any) -> None:
     """One reward."""
-    name = str(entry.get("name") if isinstance(entry, Mapping) else entry)
+    name = name_of(entry)
     failing = OnError(seconds=look.stage.get("reward_timeout") or PATIENCE)
     function = checked(load_reward(entry), name=name, tell=lambda line: None, on_error=failing)
     rows = first_rows(look)
@@ -84,6 +84,16 @@ def tried(look: Look, entry: Any) -> None:
         )  # fmt: skip
     else:
         look.ok(SUBJECT, f"{name}: {slowest * 1000:.2g} ms for a completion at worst")
+
+
+def name_of(entry: Any) -> str:
+    """What an entry of a recipe's list of rewards is called."""
+    return str(entry.get("name") if isinstance(entry, Mapping) else entry)
+
+
+def named(look: Look, key: str) -> list[str]:
+    """The names of a stage's list of rewards."""
+    return [name_of(entry) for entry in look.stage.get(key) or ()]
 
 
 def in_words(kind: str) -> str:
@@ -122,9 +132,12 @@ def judge(
             4,
         )
     elif max(right) <= min(flat):
-        look.error(
+        # gold_funcs say what is right where the reward is about something else
+        is_proxy = bool(look.stage.get("gold_funcs")) and name not in named(look, "gold_funcs")
+        (look.warn if is_proxy else look.error)(
             SUBJECT, f"{name}: this reward gives {right[0]:.1f} to all {len(right)} gold answers",
-            "look at the form of answer that it asks for, and at the column that it reads", 4,
+            "look at the form of answer that it asks for, and at the column that it reads",
+            **({} if is_proxy else {"code": 4}),
         )  # fmt: skip
     elif wrong and mean(right) <= mean(wrong) and name in ("answer", "choice", "code"):
         look.error(SUBJECT, f"{name}: gold answers get no more than wrong ones ({text})", "", 4)
