@@ -11,7 +11,7 @@ from rich.console import Console
 from tests import tiny
 from toolkit import cli
 from toolkit.errors import UsageError
-from toolkit.preflight import checks, data, page, price
+from toolkit.preflight import checks, data, page, price, rewards
 from toolkit.preflight.findings import ERROR, WARNING
 from toolkit.preflight.fits import CUDA_RUNTIME
 from toolkit.preflight.look import Options
@@ -278,6 +278,14 @@ def test_rewards_with_a_fault(grpo, tmp_path, name, level, said):
     report = found(grpo(f"{file}:{name}"))
     assert any(said in line for line in lines(report, level, "rewards")), report.found
     assert (report.exit_code != 0) == (level == ERROR)
+
+
+def test_a_wrong_answer_is_not_another_that_ends_in_the_same_number():
+    assert rewards.same("So it is 12.", "We get 12")
+    assert not rewards.same("12", "13")
+    assert not rewards.same("red", "blue")
+    golds = ["6 is half of 12", "so 12", "it is 7"]
+    assert rewards.completions(golds, 3)["wrong"] == [rewards.WRONG, "it is 7", golds[0]]
 
 
 def test_a_proxy_beside_a_gold_check_may_give_nothing_to_gold_answers(grpo, tmp_path):
