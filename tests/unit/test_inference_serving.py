@@ -81,14 +81,15 @@ def texts(found):
 
 
 @contextmanager
-def slow_steps(monkeypatch, seconds=0.05):
-    """Every few steps take some time; gives what was written for, step by step."""
+def slow_steps(monkeypatch, seconds=0.02, gate=None):
+    """Steps take some time, and wait for the gate from the third on; gives whose they were."""
     seen = []
     go_on = TransformersEngine.go_on
 
     def slowly(self, batch, left, sampling, steps):
         seen.append([prompt.adapter for prompt in left])
         time.sleep(seconds)
+        assert gate is None or len(seen) < 3 or gate.wait(60)
         return go_on(self, batch, left, sampling, 1)
 
     with monkeypatch.context() as patch:
@@ -151,43 +152,48 @@ def test_a_stream_is_the_answer_in_pieces(client):
 def test_many_at_once_get_what_each_gets_alone(loaded, monkeypatch):
     asked = [
         {"model": name, "messages": [{"role": "user", "content": f"{n} {'x' * n}"}], "seed": n,
-         "temperature": heat, "max_tokens": 8 + 2 * n}
+         "temperature": heat, "max_tokens": 6 + n}
         for n, (name, heat) in enumerate(
             [("sft", 1), ("ppo", 1), ("base", 0), ("sft", 1), ("ppo", 1), ("sft", 0), ("sft", 1), ("ppo", 0.5)]
         )
     ]  # fmt: skip
-    with serving(loaded) as (client, _, _):
+    gate = threading.Event()
+    with serving(loaded) as (client, _, scheduler):
         alone = [texts(ask(client, **each)) for each in asked]
-        with slow_steps(monkeypatch, 0.005) as seen, ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(lambda each: texts(ask(client, **each)), asked))
+        with slow_steps(monkeypatch, 0, gate) as seen, ThreadPoolExecutor(8) as pool:
+            running = [pool.submit(ask, client, **each) for each in asked]
+            until(lambda: scheduler.load == 8)
+            gate.set()
+            together = [texts(each.result()) for each in running]
     assert together == alone
     assert max(map(len, seen)) > 1, "requests of one kind are written together"
     assert all(len(set(adapters)) == 1 for adapters in seen)
 
 
 def test_who_comes_later_joins_and_a_short_one_does_not_wait_for_a_long_one(loaded, monkeypatch):
+    long = {"model": "sft", "messages": HELLO, "max_tokens": 1000, "temperature": 0, "stream": True}
     with serving(loaded) as (client, _, scheduler), slow_steps(monkeypatch) as seen:
-        with ThreadPoolExecutor(3) as pool:
-            long = pool.submit(ask, client, max_tokens=36, temperature=1, seed=1)
-            until(lambda: len(seen) > 3)
-            other = pool.submit(ask, client, max_tokens=3, model="ppo")
-            short = pool.submit(ask, client, max_tokens=3, temperature=1, seed=2)
-            assert other.result().status_code == short.result().status_code == 200
-            assert not long.done()
-            assert long.result().status_code == 200
+        with client.stream("POST", CHAT, json=long) as response:
+            pieces = response.iter_text()  # if it was dropped, so would be the connection
+            next(pieces)
+            assert ask(client, max_tokens=3, model="ppo").status_code == 200
+            assert ask(client, max_tokens=3).status_code == 200
+            assert scheduler.load == 1, "the long one is still written"
         assert max(map(len, seen)) == 2
-        assert scheduler.load == 0
+        until(lambda: scheduler.load == 0)
 
 
 def test_more_than_may_wait_are_sent_away(loaded, monkeypatch):
+    gate = threading.Event()
     with (
         serving(loaded, max_concurrency=2, max_queue=1) as (client, _, scheduler),
-        slow_steps(monkeypatch, 0.1),
+        slow_steps(monkeypatch, gate=gate),
         ThreadPoolExecutor(3) as pool,
     ):
-        running = [pool.submit(ask, client, max_tokens=8, n=n) for n in (2, 1)]
+        running = [pool.submit(ask, client, max_tokens=5, n=n) for n in (2, 1)]
         until(lambda: scheduler.load == 3)
         found = ask(client, max_tokens=2)
+        gate.set()
         assert found.status_code == 429
         assert found.headers["retry-after"] == "1"
         assert found.json()["error"]["type"] == "rate_limit_error"
@@ -211,7 +217,7 @@ def test_nothing_is_written_for_a_client_that_has_gone(loaded, monkeypatch, stre
 
 
 def test_an_answer_that_takes_too_long_is_given_up(loaded, monkeypatch):
-    with serving(loaded, request_timeout=0.4) as (client, _, scheduler):
+    with serving(loaded, request_timeout=0.4) as (client, server, scheduler):
         with slow_steps(monkeypatch):
             found = ask(client, max_tokens=900)
             assert found.status_code == 504
@@ -219,6 +225,7 @@ def test_an_answer_that_takes_too_long_is_given_up(loaded, monkeypatch):
             lines = ask(client, max_tokens=900, stream=True).text.strip().split("\n\n")
             assert "timeout" in json.loads(lines[-1].removeprefix("data: "))["error"]["code"]
             until(lambda: scheduler.load == 0)
+        server.door.seconds = 60.0
         assert ask(client, max_tokens=3).status_code == 200
 
 
@@ -319,18 +326,21 @@ def test_a_token_is_asked_for_and_any_host_may_be_called(loaded):
 
 
 def test_what_drains_finishes_and_takes_nothing_more(loaded, monkeypatch):
+    gate = threading.Event()
     with (
         serving(loaded) as (client, server, _),
-        slow_steps(monkeypatch) as seen,
+        slow_steps(monkeypatch, gate=gate) as seen,
         ThreadPoolExecutor(1) as pool,
     ):
-        running = pool.submit(ask, client, max_tokens=30, stream=True)
+        running = pool.submit(ask, client, max_tokens=12, stream=True)
         until(lambda: len(seen) > 2)
         server.handle_exit(15, None)
         found = ask(client)
+        health = client.get("/health")
+        gate.set()
         assert found.status_code == 503
         assert "retry-after" in found.headers
-        assert client.get("/health").json() == {"status": "draining"}
+        assert (health.status_code, health.json()) == (503, {"status": "draining"})
         assert events(running.result())[-1]["choices"][0]["finish_reason"] == "length"
 
 

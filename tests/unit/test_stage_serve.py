@@ -28,25 +28,28 @@ def run(tmp_path_factory):
         return served.save_run(tmp_path_factory.mktemp("served"))
 
 
-SLOW = """
-import sys, time
+HELD = """
+import pathlib, sys, time
 from toolkit.cli import main
 from toolkit.inference.sampling import TransformersEngine
 
-go_on = TransformersEngine.go_on
+go_on, gate, calls = TransformersEngine.go_on, pathlib.Path(sys.argv[1]), []
 
-def slowly(self, batch, left, sampling, steps):
-    time.sleep(0.05)
-    return go_on(self, batch, left, sampling, 1)
+def held(self, batch, left, sampling, steps):
+    calls.append(1)
+    while len(calls) > 2 and not gate.exists():
+        time.sleep(0.02)
+    return go_on(self, batch, left, sampling, steps)
 
-TransformersEngine.go_on = slowly
-sys.exit(main(sys.argv[1:]))
+TransformersEngine.go_on = held
+sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_sigterm_finishes_what_is_running_and_ends_with_0(run):
+def test_sigterm_finishes_what_is_running_and_ends_with_0(run, tmp_path):
+    gate = tmp_path / "gate"
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "serve", str(run), "--port", "0"],
+        [sys.executable, "-c", HELD, str(gate), "serve", str(run), "--port", "0"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -55,7 +58,7 @@ def test_sigterm_finishes_what_is_running_and_ends_with_0(run):
         assert said[0] == "models: sft, ppo, base"
         body = {
             "model": "ppo", "messages": [{"role": "user", "content": "hello"}], "stream": True,
-            "temperature": 0, "max_tokens": 80,
+            "temperature": 0, "max_tokens": 40,
         }  # fmt: skip
         with (
             httpx2.Client(base_url=said[1].split("/v1")[0], timeout=60) as client,
@@ -67,11 +70,13 @@ def test_sigterm_finishes_what_is_running_and_ends_with_0(run):
             while client.get("/health").status_code == 200:
                 pass
             assert client.post("/v1/chat/completions", json=body).status_code == 503
+            gate.touch()
             last = [line for line in lines if line][-2:]
         assert '"finish_reason":"length"' in last[0]
         assert last[1] == "data: [DONE]"
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
+        gate.touch()
         process.kill()
 
 
