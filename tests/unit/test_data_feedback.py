@@ -105,6 +105,14 @@ def test_nothing_to_compare_says_why(tmp_path):
         read(tmp_path, row("a", True), row("b", True))
 
 
+def test_who_would_imitate_bad_answers_is_warned(tmp_path):
+    recipe = recipe_from_keywords("sft", model_name_or_path="x", dataset_name="y").stages[0]
+    rated = load_rows(recipe, train_dataset=[row("a", True, "p"), row("b", False, "p")])
+    assert "warning: train_dataset: label says which completions are good" in " ".join(rated.notes)
+    classes = load_rows(recipe, train_dataset=[row("a", 0, "p"), row("b", 1, "p")])
+    assert "warning" not in " ".join(classes.notes)
+
+
 def test_dpo_trains_on_feedback(tiny_base, tmp_path, capsys):
     rows = [
         row("There.", False, [{"role": "user", "content": f"Where {at}?"}], better=f"Here {at}.")

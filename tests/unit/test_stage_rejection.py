@@ -16,6 +16,7 @@ from toolkit.data.sources import load_rows
 from toolkit.errors import RecipeError, TrainingError
 from toolkit.evaluation.graded import Key
 from toolkit.inference.engine import Sampling
+from toolkit.inference.traces import Traces
 from toolkit.recipe import recipe_from_keywords
 from toolkit.report.sections import round_lines
 from toolkit.stages import rejection_round, sft
@@ -90,7 +91,8 @@ def whole(talkative, start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         rising(patch, 0.1, 0.2, 0.3)
-        result = toolkit.rejection(**settings(talkative, start, folder))
+        kept = str(folder.parent / "traces")
+        result = toolkit.rejection(**settings(talkative, start, folder), traces=kept)
     return result
 
 
@@ -155,6 +157,21 @@ def test_every_round_trains_a_copy_of_the_start_and_the_best_is_kept(whole, talk
         plain = name.replace(".base_layer", "")
         if plain in base:
             assert weight.equal(base[plain].to(weight.dtype)), name
+
+
+def test_every_answer_is_a_trace_without_its_hint(whole, start):
+    traces = Traces(whole.output_dir.parent / "traces").read()
+    asked = {row["prompt"] for row in PROBLEMS}
+    assert {trace.prompt for trace in traces} <= asked
+    assert {trace.method for trace in traces} == {"sample", "hinted"}
+    for trace in traces:
+        assert [trace.reward] == lucky([""], [trace.text])
+        assert trace.verdict is (trace.reward == 1.0)
+    places = (start, whole.output_dir / "round-1" / "sft")
+    assert {trace.adapter_digest for trace in traces} == {model_identity(str(p)) for p in places}
+    rows = [row for number in (1, 2) for row in built(whole.output_dir, number)]
+    right = {(trace.prompt, trace.text) for trace in traces if trace.verdict}
+    assert {(row["prompt"], row["completion"]) for row in rows} <= right
 
 
 def test_right_and_wrong_answers_are_preferences_for_dpo(whole):

@@ -18,6 +18,10 @@ from toolkit.data.rules import BrokenRule, parsed, text_of
 from toolkit.errors import DataError
 
 NEEDED = {"prompt", "completion", "label"}
+IMITATED = (
+    "label says which completions are good, and stage sft learns the bad ones too; stage dpo takes these "
+    "rows as they are"
+)
 BETTER, DIGEST = "better", "adapter_digest"
 ROLE_AND_WORDS = {"role", "content"}
 PAIRED = {"chosen", "rejected", "answers", "ranks"}
@@ -84,6 +88,11 @@ class Asked:
 def is_feedback(columns: list[str]) -> bool:
     """Whether rows with these columns say of single answers whether they are good."""
     return set(columns) >= NEEDED and not PAIRED & set(columns)
+
+
+def rates(table: Dataset) -> bool:
+    """Whether `label` is true or false, and not a class."""
+    return getattr(table.features["label"], "dtype", None) == "bool"
 
 
 def as_preferences(table: Dataset, origin: str, bad: BadRows) -> tuple[Dataset, Counts]:

@@ -196,10 +196,13 @@ class _Reader:
         text_field = None
         if self.recipe.is_written("dataset_text_field"):
             text_field = self.recipe["dataset_text_field"]
-        if self.purpose == "preference" and feedback.is_feedback(table.column_names):
-            table, counts = feedback.as_preferences(table, name, self.bad)
-            self.notes.append(f"{name}: {counts.line()}")
-            origin = origin | {"feedback": asdict(counts)}
+        if feedback.is_feedback(table.column_names):
+            if self.purpose == "preference":
+                table, counts = feedback.as_preferences(table, name, self.bad)
+                self.notes.append(f"{name}: {counts.line()}")
+                origin = origin | {"feedback": asdict(counts)}
+            elif self.purpose == "sft" and feedback.rates(table):
+                self.notes.append(f"warning: {name}: {feedback.IMITATED}")
         standard, self.form, notes = to_standard(
             table,
             origin=name,
