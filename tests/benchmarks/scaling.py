@@ -4,7 +4,7 @@
     python -m tests.benchmarks.scaling length completions adapters
 
 Seconds are the processor's, of all processes together: they do not depend on what else the machine
-does. Every point is a process of its own. Memory is the largest sum, over all processes of a point, of
+does. Memory is the largest sum so far, over all processes of a table, of
 what each has to itself and its share of what it has in common with others (PSS, looked at twice a second),
 files mapped into memory included.
 """
@@ -19,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ POINTS = {
     "adapters": (1, 2, 4, 8),
 }
 STEPS = 4
+FOUND = "found "  # how the line of a point begins
 SYLLABLES = [c + v for c in "bcdfghklmnprstvw" for v in "aeiou"]
 VOCABULARY = 8000
 
@@ -112,30 +114,35 @@ def prepared(folder: Path, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured_rows(folder: Path, count: int) -> list[dict[str, Any]]:
+def measured_rows(folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """The first preparation, and the second."""
     write_rows(folder / f"rows-{count}.jsonl", count)
-    return [
-        {"rows": count, "run": run, **alone(folder, "rows", count)} for run in ("first", "second")
-    ]
+    for run in ("first", "second"):
+        for found in alone(folder, "rows", [count]):
+            yield {"rows": count, "run": run, **found}
 
 
-def alone(folder: Path, what: str, at: int) -> dict[str, Any]:
-    """Measure one point in a process of its own, with the most memory that it took."""
+def alone(folder: Path, what: str, points: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Measure some points in a process of their own, with the most memory that it took by then."""
     environment = os.environ | {
         "HF_DATASETS_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.benchmarks.scaling", what]
-    command += ["--one", str(folder), "--at", str(at)]
+    command = [sys.executable, "-m", "tests.benchmarks.scaling", what, "--one", str(folder)]
+    command += ["--at", *map(str, points)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
-        most = 0
-        while child.poll() is None:
-            most = max(most, shared_memory(child.pid))
-            time.sleep(0.5)
+        most = [0]
+
+        def look() -> None:
+            while child.poll() is None:
+                most[0] = max(most[0], shared_memory(child.pid))
+                time.sleep(0.5)
+
+        threading.Thread(target=look, daemon=True).start()
         assert child.stdout is not None
-        lines = child.stdout.read().splitlines()
-    assert child.returncode == 0, lines
-    return json.loads(lines[-1]) | {"peak MB": most / 1e6}
+        for line in child.stdout:
+            if line.startswith(FOUND):
+                yield json.loads(line.removeprefix(FOUND)) | {"peak MB": most[0] / 1e6}
+    assert child.returncode == 0
 
 
 def shared_memory(number: int) -> int:
@@ -207,14 +214,15 @@ def many_adapters(folder: Path, count: int) -> dict[str, Any]:
     given: dict[str, Any] = {"model_name_or_path": str(folder / "base")}
     first = folder / "adapter"
     rows = [{"prompt": f"{word}?", "completion": word} for word in words()[:32]]
-    toolkit.sft(**given, train_dataset=rows, output_dir=str(first), max_steps=2, lora_r=16)
+    if not first.exists():
+        toolkit.sft(**given, train_dataset=rows, output_dir=str(first), max_steps=2, lora_r=16)
     names = [str(folder / f"adapter-{number}") for number in range(count)]
     for name in names:
         shutil.copytree(first, name, dirs_exist_ok=True)
     task = {"name": "words", "rows": [{"question": w, "answer": "1"} for w in words()[:32]]}
     begun = processor_seconds()
     toolkit.evaluate(
-        **given, of=names, tasks=[task], max_completion_length=32, output_dir=str(folder / "exam"),
+        **given, of=names, tasks=[task], max_completion_length=32, output_dir=str(folder / f"exam-{count}"),
         num_generations=1,
     )  # fmt: skip
     seconds = processor_seconds() - begun
@@ -222,16 +230,20 @@ def many_adapters(folder: Path, count: int) -> dict[str, Any]:
     return {"seconds": seconds, "seconds an adapter": seconds / count, "adapter MB": size / 1e6}
 
 
-def measured(what: str) -> Callable[[Path, int], list[dict[str, Any]]]:
-    """One line of a table."""
-    return lambda folder, at: [{what: at, **alone(folder, what, at)}]
-
-
 ONE = {
     "rows": prepared, "length": long_sequences, "completions": many_completions,
     "adapters": many_adapters,
 }  # fmt: skip
-ALL = {what: measured(what) for what in POINTS} | {"rows": measured_rows}
+
+
+def lines_of(what: str, folder: Path, points: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The lines of one table."""
+    if what == "rows":
+        for count in points:
+            yield from measured_rows(folder, count)
+    else:
+        for at, found in zip(points, alone(folder, what, points), strict=True):
+            yield {what: at, **found}
 
 
 def main() -> None:
@@ -242,19 +254,18 @@ def main() -> None:
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one is not None:
-        print(json.dumps(ONE[asked.what[0]](asked.one, asked.at[0])))
+        for at in asked.at:
+            print(FOUND + json.dumps(ONE[asked.what[0]](asked.one, at)), flush=True)
         return
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         base = Path(folder, "base")
         save_base(base)
         for what in asked.what:
-            for at in asked.at or POINTS[what]:
-                for row in ALL[what](Path(folder), at):
-                    shown = (
-                        f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}"
-                        for k, v in row.items()
-                    )
-                    print(what, *shown, sep=" | ", flush=True)
+            for row in lines_of(what, Path(folder), asked.at or POINTS[what]):
+                shown = (
+                    f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+                )
+                print(what, *shown, sep=" | ", flush=True)
 
 
 if __name__ == "__main__":

@@ -226,24 +226,11 @@ def test_small_rows_stay_in_memory(chats, kept, spoken, monkeypatch):
     assert not kept.exists()
 
 
-def test_workers_by_size_and_cores(chats, monkeypatch):
-    rows, _ = load_table(chats)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert once.workers(rows) is None
-    monkeypatch.setattr(once, "BYTES_A_WORKER", once.bytes_of(rows) // 3)
-    assert once.workers(rows) == 3
-    assert once.workers(rows.select(range(10))) is None, "counted by rows, not by their table"
-    monkeypatch.setattr(once, "BYTES_A_WORKER", 1)
-    assert once.workers(rows) == once.MOST_WORKERS
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert once.workers(rows) is None
-
-
 def test_two_workers_give_what_one_does(chats, kept, spoken, monkeypatch):
     alone = tokens_of(rows_of(chats, dataset_num_proc=1), spoken)
     for file in kept.iterdir():
         file.unlink()
-    monkeypatch.setattr(once, "workers", lambda _: 2)
+    monkeypatch.setattr(once, "workers", lambda *_: 2)
     assert tokens_of(rows_of(chats), spoken) == alone
     assert len(list(kept.glob("*_of_00002.arrow"))) == 4
 

@@ -18,12 +18,11 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch import distributed
 
+from toolkit.data.workers import bytes_of, shared, workers
 from toolkit.errors import DataError
 
 FOLDER = "toolkit"  # below the cache of `datasets`
 LARGE = 16 << 20  # bytes of rows; fewer are prepared again in seconds
-BYTES_A_WORKER = 8 << 20  # fewer are not worth a process
-MOST_WORKERS = 8  # each takes some 100 MB; dataset_num_proc asks for more
 _all_are_here = False
 
 
@@ -56,22 +55,23 @@ def mapped(
         **given: to `Dataset.map`.
 
     Raises:
-        DataError: if the cache cannot be written.
+        DataError: if the cache cannot be written, or a worker was killed.
     """
-    given |= {"new_fingerprint": fingerprint, "num_proc": num_proc or workers(rows)}
+    among = 1 if _all_are_here else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    given |= {"new_fingerprint": fingerprint, "num_proc": num_proc or workers(rows, among)}
     if bytes_of(rows) < LARGE and not (_all_are_here and several()):
-        return rows.map(function, **given)
+        return shared(rows, function, **given)
     with kept_at(fingerprint) as place:
         given |= {"cache_file_name": str(place), "load_from_cache_file": True}
         known = list(place.parent.glob(f"{place.stem}*"))
         try:
-            found = rows.map(function, **given)
+            found = shared(rows, function, **given)
         except (pa.ArrowInvalid, OSError):
             if not known:
                 raise
             for file in known:  # one is cut off, as by a machine that went down
                 file.unlink(missing_ok=True)
-            found = rows.map(function, **given)
+            found = shared(rows, function, **given)
     found._fingerprint = fingerprint  # what is read from the cache has another, of its file
     return found
 
@@ -96,21 +96,6 @@ def kept_at(fingerprint: str) -> Iterator[Path]:
             f"{place.parent}: the prepared rows cannot be written: {error.strerror or error}; make "
             "room there, or set HF_DATASETS_CACHE to another folder"
         ) from error
-
-
-def bytes_of(rows: Dataset) -> int:
-    """About how large rows are in memory."""
-    return rows.data.nbytes * len(rows) // max(1, rows.data.num_rows)
-
-
-def workers(rows: Dataset) -> int | None:
-    """How many processes the rows are worth on this machine; None for this one alone."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    if several() and not _all_are_here:
-        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    count = min(cores, MOST_WORKERS, bytes_of(rows) // BYTES_A_WORKER)
-    return count if count > 1 else None
 
 
 def several() -> bool:
