@@ -62,7 +62,8 @@ class DrainingServer(uvicorn.Server):
             now: in seconds of a monotonic clock.
         """
         before, self.idle = self.idle, {}
-        for each in list[Any](self.server_state.connections):
+        connections: Any = self.server_state.connections
+        for each in list(connections):
             cycle = each.cycle  # of the newest request, in uvicorn 0.54's HTTP protocols
             if cycle is not None and not cycle.response_complete:
                 continue
