@@ -242,3 +242,14 @@ def test_bad_rows_of_a_kept_file_count_once(tmp_path, kept):
     for _ in range(2):
         load_table(path, bad=bad)
     assert len(bad.found) == 1
+
+
+def test_a_bad_row_that_was_left_out_before_stops_a_run_that_allows_none(kept):
+    rows = [{"text": "a"}, {"text": ""}]
+    keys = {"model_name_or_path": "x", "dataset_name": "y"}
+    lenient, strict = (
+        recipe_from_keywords("sft", **keys, max_bad_rows=most).stages[0] for most in (1, 0)
+    )
+    assert len(load_rows(lenient, train_dataset=rows).bad.found) == 1
+    with pytest.raises(DataError, match=r"train_dataset, row 2, column 'text': the text is empty"):
+        load_rows(strict, train_dataset=rows)

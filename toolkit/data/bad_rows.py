@@ -94,7 +94,8 @@ class BadRows:
         table: Any = rows.select_columns([BROKEN, *PLACE]).with_format("arrow")[:]
         is_bad = table.column(BROKEN).is_valid().to_numpy()
         for bad in table.filter(is_bad).to_pylist():
-            self.add(bad["source"], bad["row"], bad[BROKEN])
+            place = f"{bad['source']}, row {bad['row']}"
+            self.add(bad["source"], bad["row"], f"{place}, {bad[BROKEN]}")
         if is_bad.all() and self.found:
             raise DataError(f"all {len(rows):,} rows are bad: {'; '.join(self.found[:LISTED])}")
         rows = rows.remove_columns(BROKEN)
