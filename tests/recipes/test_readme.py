@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -81,8 +82,10 @@ def assert_serves(command: list[str], environment: dict[str, str]) -> None:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = iter(process.stdout.readline, "")
-        assert any(line.startswith("models: ") for line in said)
-        assert "http://127.0.0.1:" in next(said)
+        place = next((re.search(r"http://[\w.:]+", line) for line in said if "http" in line), None)
+        assert place
+        with urlopen(f"{place[0]}/v1/models") as answer:  # it listens before it says so
+            assert answer.status == 200
         process.terminate()
         assert process.wait() == 0
 
