@@ -15,7 +15,8 @@ from toolkit.data.tables import load_table
 from toolkit.errors import DataError
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from datasets import Dataset
 from toolkit.data.workers import shared
 

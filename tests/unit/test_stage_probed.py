@@ -204,7 +204,7 @@ def test_a_new_base_has_nothing_before_it(tmp_path, measured, capsys):
 
 def test_stages_that_speak_have_the_key():
     having = {stage for stage in STAGES if "probes" in keys_of(stage)}
-    assert having == {"pretrain", "sft", "dpo", "grpo", "ppo"}
+    assert having == {"pretrain", "sft", "rejection", "dpo", "grpo", "ppo"}
     assert all(keys_of(stage)["probes"].default is True for stage in having)
 
 

@@ -18,9 +18,9 @@ MOST_MODULES = 260  # 205 are loaded by the largest of these; Python itself load
 NOT_FOR_SFT = {
     "evaluate", "jsonschema", "math_verify", "matplotlib", "py3langid", "scipy", "sklearn", "vllm",
     "wandb", "trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer", "trl.trainer.reward_trainer",
-    "toolkit.data.pairs", "toolkit.evaluation.tasks", "toolkit.inference", "toolkit.preflight",
-    "toolkit.rewards.answer", "toolkit.rewards.sandbox", "toolkit.stages.dpo",
-    "toolkit.stages.evaluate", "toolkit.stages.grpo", "toolkit.stages.ppo", "toolkit.stages.reward",
+    "toolkit.data.pairs", "toolkit.inference.serving", "toolkit.preflight",
+    "toolkit.rewards.sandbox", "toolkit.stages.dpo", "toolkit.stages.evaluate",
+    "toolkit.stages.grpo", "toolkit.stages.ppo", "toolkit.stages.rejection", "toolkit.stages.reward",
 }  # fmt: skip
 
 
