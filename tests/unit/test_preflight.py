@@ -43,9 +43,9 @@ def grpo(write, tmp_path):
 
     def written(reward, rows=SUMS, **changed):
         data_path = tiny.save_rows(tmp_path / "sums.jsonl", rows)
+        keys = {"stage": "grpo", "max_completion_length": 16} | changed
         return write(
-            stage="grpo", dataset_name=str(data_path), reward_funcs=[reward], num_generations=4,
-            **{"max_completion_length": 16} | changed,
+            dataset_name=str(data_path), reward_funcs=[reward], num_generations=4, **keys
         )  # fmt: skip
 
     return written
@@ -234,6 +234,13 @@ def test_exam_questions_that_are_trained(write, tmp_path):
     recipe.write_text(yaml.safe_dump(keys | {"stages": stages}), encoding="utf-8")
     (said,) = lines(found(str(recipe)), WARNING, "data")
     assert "1 of its questions are among the prompts of stage sft" in said
+
+
+def test_a_stage_that_trains_on_its_own_exam(grpo, tmp_path):
+    asked = [{"question": SUMS[0]["question"], "answer": "1"}, {"question": "why?", "answer": "1"}]
+    tasks = [{"dataset_name": str(tiny.save_rows(tmp_path / "exam.jsonl", asked))}]
+    said = lines(found(grpo("answer", stage="rejection", tasks=tasks)), WARNING, "data")
+    assert any("1 of its questions are among the prompts of stage rejection" in one for one in said)
 
 
 def test_rewards_that_are_right(grpo):

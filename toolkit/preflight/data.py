@@ -38,11 +38,15 @@ PURPOSES = {
 
 
 def check(look: Look) -> None:
-    """Read, tokenize and look at a stage's rows."""
+    """Read, tokenize and look at a stage's rows, and at the questions of its exam."""
+    if look.stage.stage != "evaluate":
+        check_rows(look)
     if look.stage.get("tasks"):
         exam.check(look)
-    if look.stage.stage == "evaluate":
-        return
+
+
+def check_rows(look: Look) -> None:
+    """Read, tokenize and look at what a stage trains on."""
     if look.is_to_come(look.stage.get("dataset_name")):
         look.warn(SUBJECT, f"unchecked: stage {look.stage['dataset_name']} will make these rows")
         return

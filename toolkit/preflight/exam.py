@@ -5,6 +5,7 @@ from typing import Any
 
 from toolkit.evaluation.tasks import Task, load_tasks
 from toolkit.preflight.look import Look
+from toolkit.recipe.keys import TRAINING
 
 SUBJECT = "data"
 
@@ -13,7 +14,10 @@ def check(look: Look) -> None:
     """Read the tasks, and compare their questions with the prompts that are trained."""
     stage = look.stage
     tasks = load_tasks(stage["tasks"], where=stage.where.get("tasks", "tasks"))
-    trained = {name: prompts(other) for name, other in look.before.items() if other.trains}
+    seen = {**look.before, look.name: look}  # a stage that trains may have an exam of its own
+    trained = {
+        name: prompts(other) for name, other in seen.items() if other.stage.stage in TRAINING
+    }
     for task in tasks:
         look.ok(SUBJECT, f"task {task.name}: {len(task.questions):,} questions, {task.checker}")
         for name, known in trained.items():
