@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from toolkit.commands.words import count, parser, seconds
+from toolkit.commands.words import RUN, count, parser, seconds
 
 
 def verify(words: list[str]) -> int:
@@ -39,12 +39,21 @@ def generate(words: list[str]) -> int:
         "                        [--traces FOLDER [--examples N]]"
     )
     arguments = parser("generate", usage, "A finished run answers; keys as of stage rank.")
-    arguments.add_argument("run", metavar="RUN")
-    arguments.add_argument("--prompt", action="append", default=[], metavar="TEXT")
-    arguments.add_argument("--examples", type=count, default=0, metavar="N")
-    for flag in ("dataset", "output", "stage", "traces"):
-        arguments.add_argument(f"--{flag}")
-    arguments.add_argument("--engine", default="transformers")
+    arguments.add_argument("run", metavar="RUN", help=RUN)
+    arguments.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="a question; may be repeated"
+    )
+    for flag, metavar, about in (
+        ("dataset", "FILE", "questions, a row each, as of stage rank"),
+        ("output", "FILE", "where the answers go, as JSONL; a file that is there is gone on with"),
+        ("stage", "NAME", "whose answers; the last stage that writes any"),
+        ("traces", "FOLDER", "also keep the answers there, as Parquet"),
+    ):
+        arguments.add_argument(f"--{flag}", metavar=metavar, help=about)
+    arguments.add_argument(
+        "--examples", type=count, default=0, metavar="N", help="show so many of the nearest traces"
+    )
+    arguments.add_argument("--engine", default="transformers", help="transformers or vllm")
     parsed, rest = arguments.parse_known_args(words)
     from toolkit.stages import generate as generating
 

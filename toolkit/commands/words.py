@@ -5,6 +5,8 @@ from typing import NoReturn
 
 from toolkit.errors import UsageError
 
+RUN = "the folder of a run, a stage or a model, or a Hub id"
+
 
 class Words(argparse.ArgumentParser):
     """A parser whose errors are those of every command: one line."""

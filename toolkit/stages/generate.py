@@ -103,7 +103,8 @@ def tell(lines: Sequence[Mapping[str, Any]]) -> None:
     """Say how much was written."""
     cut = sum(not line["stopped"] for line in lines)
     tokens = sum(line["tokens"] for line in lines)
-    note(f"{len(lines):,} completions, {tokens:,} tokens; {cut:,} were cut off at the longest")
+    cut_off = f"; {cut:,} cut off at max_completion_length" if cut else ""
+    note(f"{len(lines):,} completion{'s' * (len(lines) != 1)}, {tokens:,} tokens{cut_off}")
 
 
 def written(
