@@ -155,6 +155,13 @@ def exact_columns(table: pa.Table) -> dict[str, list[Any]]:
     return {name: exact(table.column(name)) for name in table.column_names}
 
 
+def exact_rows(rows: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a data set as Python values, with all its columns."""
+    columns = exact_columns(rows.with_format("arrow")[:])
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
 def exact(column: pa.ChunkedArray) -> list[Any]:
     """A column as Python values: JSON to the last digit, objects without the nulls of a struct."""
     values = column.to_pylist()

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from toolkit.data.bad_rows import BadRows
-from toolkit.data.columns import exact_columns, kind_of, tables_of, united
+from toolkit.data.columns import exact_rows, kind_of, tables_of, united
 from toolkit.data.plans import TOOLS
 from toolkit.data.rules import BrokenRule, parsed, text_of
 from toolkit.errors import DataError
@@ -111,9 +111,7 @@ def as_preferences(table: Dataset, origin: str, bad: BadRows) -> tuple[Dataset, 
     """
     counts = Counts(rows=len(table))
     asked: dict[str, Asked] = {}
-    columns = exact_columns(table.with_format("arrow")[:])
-    for values in zip(*columns.values(), strict=True):
-        row = dict(zip(columns, values, strict=True))
+    for row in exact_rows(table):
         try:
             note(row, asked, counts)
         except BrokenRule as error:

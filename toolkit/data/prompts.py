@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.data.bad_rows import BadRows
-from toolkit.data.columns import PLACE, exact_columns, kind_of, listed
+from toolkit.data.columns import PLACE, exact_columns, exact_rows, kind_of, listed
 from toolkit.data.control_tokens import check_spoken
 from toolkit.data.plans import (
     CONVERSATIONS,
@@ -126,10 +126,8 @@ def askable(rows: Dataset, tokenizer: PreTrainedTokenizerBase, bad: BadRows) -> 
     if not (tokenizer.chat_template and is_conversational(rows, "prompt")):
         return rows
     read = ["prompt", *PLACE, *(name for name in (TOOLS,) if name in rows.column_names)]
-    columns = exact_columns(rows.select_columns(read).with_format("arrow")[:])
     kept: list[int] = []
-    for at, values in enumerate(zip(*columns.values(), strict=True)):
-        row = dict(zip(columns, values, strict=True))
+    for at, row in enumerate(exact_rows(rows.select_columns(read))):
         try:
             check_spoken(tokenizer, row["prompt"], row.get(TOOLS))
             kept.append(at)

@@ -18,6 +18,7 @@ from toolkit.models.load import (
 )
 from toolkit.models.precision import accelerator
 from toolkit.preflight.look import Look, config_of
+from toolkit.preflight.rewards import name_of
 from toolkit.preflight.schedule import batches
 from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards.sandbox import Limits, check_isolation
@@ -128,8 +129,7 @@ def device(look: Look) -> None:
 def sandbox(look: Look) -> None:
     """The walls that code rewards need."""
     for entry in look.stage.get("reward_funcs") or ():
-        name = entry.get("name") if isinstance(entry, Mapping) else entry
-        if name != "code":
+        if name_of(entry) != "code":
             continue
         isolation = entry.get("isolation") if isinstance(entry, Mapping) else None
         limits = Limits(isolation=isolation) if isolation else Limits()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.data.columns import PLACE, exact_columns
+from toolkit.data.columns import PLACE, exact_rows
 from toolkit.data.prompts import GOLD, OTHER_GOLD
 from toolkit.errors import ToolkitError
 from toolkit.preflight.look import Look
@@ -173,8 +173,7 @@ def first_rows(look: Look) -> list[dict[str, Any]]:
     """The first rows with every column."""
     assert look.rows is not None
     some = look.rows.train.select(range(min(ROWS, len(look.rows.train))))
-    columns = exact_columns(some.with_format("arrow")[:])
-    return [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+    return list(exact_rows(some))
 
 
 def gold_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.artifacts.manifest import StageResult, digest_of
-from toolkit.data.columns import PLACE, exact_columns
+from toolkit.data.columns import PLACE, exact_rows
 from toolkit.data.prompts import askable
 from toolkit.data.sources import Examples, Rows, load_rows
 from toolkit.data.template_render import Template
@@ -141,11 +141,9 @@ def check(recipe: StageRecipe, entries: Sequence[Entry], objects: Mapping[str, A
 
 def samples_of(policy: Examined, rows: Rows, recipe: StageRecipe) -> list[Sample]:
     """Everything that is asked, prompt by prompt."""
-    columns = exact_columns(rows.train.with_format("arrow")[:])
     sampling = sampled(recipe)
     found: list[Sample] = []
-    for index, values in enumerate(zip(*columns.values(), strict=True)):
-        row = dict(zip(columns, values, strict=True))
+    for index, row in enumerate(exact_rows(rows.train)):
         others = {key: value for key, value in row.items() if key not in NOT_PASSED_ON}
         for sample in range(recipe["num_generations"]):
             seed = int(digest_of([recipe["seed"], row["prompt"], index, sample])[:13], 16)
