@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -18,6 +19,12 @@ TEMPLATE = (
 
 def save_run(folder: Path) -> Path:
     """A base with a chat template, and a run of two stages over it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.logger.warning", lambda *_: None)
+        return _save(folder)
+
+
+def _save(folder: Path) -> Path:
     base = tiny.save_base(folder / "base", max_position_embeddings=2048)
     words = tiny.tokenizer()
     words.chat_template = TEMPLATE

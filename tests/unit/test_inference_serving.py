@@ -28,9 +28,7 @@ TOKEN = "a-token-for-this-test"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.modeling_utils.logger.warning", lambda *_: None)
-        return served.save_run(tmp_path_factory.mktemp("served"))
+    return served.save_run(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,7 @@ SHORT = ["--max_completion_length", "12"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.modeling_utils.logger.warning", lambda *_: None)
-        return served.save_run(tmp_path_factory.mktemp("chat"))
+    return served.save_run(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(scope="module")

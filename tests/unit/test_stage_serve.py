@@ -23,9 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.modeling_utils.logger.warning", lambda *_: None)
-        return served.save_run(tmp_path_factory.mktemp("served"))
+    return served.save_run(tmp_path_factory.mktemp("served"))
 
 
 HELD = """

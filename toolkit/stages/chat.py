@@ -10,11 +10,9 @@ from toolkit.artifacts.inputs import model_identity
 from toolkit.artifacts.lineage import RECIPE
 from toolkit.errors import Interrupted, RecipeError, ToolkitError, UsageError
 from toolkit.inference.sampling import TransformersEngine
-from toolkit.recipe import recipe_from_flags
 from toolkit.stages.chat_screen import Screen
 from toolkit.stages.conversation import Answer, Conversation
-from toolkit.stages.examined import examined_model
-from toolkit.stages.generate import writer
+from toolkit.stages.generate import policy_of, writer
 from toolkit.stages.requests import sampled
 
 HELP = {
@@ -58,10 +56,7 @@ def chat(
     """
     screen = Screen()
     place = writer(run, stage, screen.say)
-    own = ["--model_name_or_path", place, "--num_generations", "1"]
-    given = {"reward_funcs", "train_dataset"}
-    (recipe,) = recipe_from_flags("rank", [*own, *words], given=given).stages
-    examined = examined_model(place, recipe, {})
+    examined, recipe = policy_of(place, ["--num_generations", "1", *words])
     tokenizer = examined.load_tokenizer()
     if not tokenizer.chat_template:
         raise RecipeError(

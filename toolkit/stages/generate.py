@@ -4,7 +4,7 @@ Rows are read, seeded, written and resumed as by stage rank, whose keys it takes
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ from toolkit.stages.terminal import command, note
 from toolkit.stages.traced import answers, keep, remembered
 
 ENGINES = ("transformers", "vllm")
+GIVEN = ("reward_funcs", "train_dataset")
+"""Keys of stage rank that need no flag where nothing is read from a file."""
 
 
 def generate(
@@ -67,13 +69,11 @@ def generate(
         raise UsageError("--dataset needs --output FILE.jsonl, where every answer is kept")
     check(engine, traces, examples)
     place = writer(run, stage)
-    given = {"reward_funcs", *(["train_dataset"] if prompts else [])}
-    own = ["--model_name_or_path", place]
+    own: list[str] = []
     if not any(word.partition("=")[0] == "--num_generations" for word in words):
         own += ["--num_generations", "1"]
     own += ["--dataset_name", dataset] if dataset else []
-    (recipe,) = recipe_from_flags("rank", [*own, *words], given=given).stages
-    policy = examined_model(place, recipe, {})
+    policy, recipe = policy_of(place, [*own, *words], GIVEN if prompts else GIVEN[:1])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(output).expanduser() if output else Path(scratch) / "answers.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +97,24 @@ def check(engine: str, traces: str | None, examples: int) -> None:
         raise UsageError(f"--engine: expected {' or '.join(ENGINES)}, found {engine!r}")
     if examples and traces is None:
         raise UsageError("--examples needs --traces FOLDER, where earlier answers are")
+
+
+def policy_of(
+    place: str, words: Sequence[str], given: Collection[str] = GIVEN
+) -> tuple[Examined, StageRecipe]:
+    """Who answers, and the keys of stage rank that say how.
+
+    Args:
+        place: a model's folder or Hub id.
+        words: flags of stage rank.
+        given: keys that need no flag.
+
+    Raises:
+        RecipeError: if there is no such model, or a flag is wrong.
+    """
+    flags = ["--model_name_or_path", place, *words]
+    (recipe,) = recipe_from_flags("rank", flags, given=given).stages
+    return examined_model(place, recipe, {}), recipe
 
 
 def tell(lines: Sequence[Mapping[str, Any]]) -> None:

@@ -18,8 +18,7 @@ from toolkit.inference.engine import BASE
 from toolkit.inference.sampling import TransformersEngine
 from toolkit.models.load import load_tokenizer
 from toolkit.models.same_words import check_same_words
-from toolkit.recipe import recipe_from_flags
-from toolkit.stages.examined import examined_model
+from toolkit.stages.generate import policy_of
 from toolkit.stages.requests import rendered
 from toolkit.stages.served import Served, served_models
 from toolkit.stages.terminal import note
@@ -188,11 +187,7 @@ def engine_of(
         RecipeError: if the first model cannot chat, or a flag is wrong.
     """
     (first, place), *others = found.places.items()
-    given = {"reward_funcs", "train_dataset"}
-    (recipe,) = recipe_from_flags(
-        "rank", ["--model_name_or_path", place, *words], given=given
-    ).stages
-    examined = examined_model(place, recipe, {})
+    examined, _ = policy_of(place, words)
     tokenizer = examined.load_tokenizer()
     if not tokenizer.chat_template:
         raise RecipeError(
