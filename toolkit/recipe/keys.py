@@ -111,6 +111,12 @@ ADAPTER_KEYS = (
         None,
         "A Jinja file with a chat template, or the model whose template and tokens are taken.",
     ),
+    _own(
+        "fast",
+        "bool",
+        True,
+        "On a CPU: whether padding, positions without loss and repeated prompts are left out.",
+    ),
 )
 PROBES = _own(
     "probes",

@@ -19,6 +19,7 @@ from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.dpo_trainer import TokenDPOTrainer
+from toolkit.stages.fast_path import keep_activations, train_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.preferences import Preferences, check_room, prepare_pairs, tell, whole_ids
@@ -104,6 +105,7 @@ def assemble(
     trained = policy(recipe, data, parent, model)
     tell(data, trained)
     tell_weights(data)
+    keep_activations(recipe, args, trained, 2 * data.longest)
     reference = None
     if not isinstance(trained, PeftModel) and not args.precompute_ref_log_probs:
         reference = copy.deepcopy(trained)  # TRL would load it without rows for added tokens
@@ -118,6 +120,7 @@ def assemble(
             processing_class=data.tokenizer,
             callbacks=list(callbacks),
         )
+    train_fast(recipe, trainer)
     return trainer, data
 
 

@@ -27,6 +27,7 @@ from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards import Checked, OnError, checked_all, load_reward
 from toolkit.stages.adapter_reward import AdapterReward
 from toolkit.stages.arguments import build_arguments, refusals
+from toolkit.stages.fast_path import keep_activations, train_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.left_out import keep_rows_out_of_the_log, leave_out_failed
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
@@ -280,6 +281,9 @@ def rewarded(
         golds, tell=lambda line: note(f"gold: {line}"), on_error=OnError.of(recipe)
     )
     check_enough(given["args"], data)
+    keep_activations(
+        recipe, given["args"], trained, max(data.lengths) + int(recipe["max_completion_length"])
+    )
     keep_rows_out_of_the_log()
     tell(data, trained, [reward.__name__ for reward in rewards])
     # a server that cannot be reached, or was started without what TRL needs
@@ -294,6 +298,7 @@ def rewarded(
             **given | {"callbacks": list(given["callbacks"])},
         )
     exact_rollouts(trainer, trained)
+    train_fast(recipe, trainer)
     leave_out_failed(trainer, rewards)
     for number, judge in enumerate(judges):
         judge.bind(trainer, "reward" if number == 0 else f"reward_{number + 1}")

@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import disable_dropout_in_model
+from trl.trainer.utils import FusedCausalLMOutput, disable_dropout_in_model
 
 from toolkit.errors import RecipeError
 from toolkit.models.copies import added_as_copies
@@ -188,11 +188,15 @@ class PPOTrainer(GRPOTrainer):
         )
         given = {key: rollout[key] for key in MULTIMODAL if key in rollout} | {"batch_size": size}
         taken: list[Tensor] = []
+        is_compared = REFERENCE in self.model.peft_config
+        known = rollout.get("old_per_token_logps")
+        ask = self.with_values if is_compared and known is None else self.values_alone
         with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            both = self.with_values(self.model, taken)
-            policy, _, _ = self._get_per_token_logps_and_entropies(both, ids, seen, tokens, **given)
+            both = ask(self.model, taken)
+            said, _, _ = self._get_per_token_logps_and_entropies(both, ids, seen, tokens, **given)
+            policy = said if known is None else known
             values = torch.cat(taken)[:, -tokens - 1 : -1]
-            if REFERENCE not in self.model.peft_config:
+            if not is_compared:
                 return torch.zeros_like(policy), values
             with through(self.model, REFERENCE):
                 reference, _, _ = self._get_per_token_logps_and_entropies(
@@ -207,6 +211,15 @@ class PPOTrainer(GRPOTrainer):
             outputs = model(**given, scalar_head=VALUE)
             taken.append(outputs.scalars)
             return outputs
+
+        return forward
+
+    def values_alone(self, model: Any, taken: list[Tensor]) -> Any:
+        """As `with_values`, without the policy: its log-probabilities are 0."""
+
+        def forward(*, labels: Tensor, fused_lm_head: bool, **given: Any) -> Any:
+            taken.append(model(**given, scalar_head=VALUE))
+            return FusedCausalLMOutput(log_probs=torch.zeros_like(taken[-1][:, 1:]))
 
         return forward
 

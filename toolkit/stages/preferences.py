@@ -49,6 +49,11 @@ class Preferences:
         """The pairs that are held out, if any."""
         return self.pairs["eval"].dataset if "eval" in self.pairs else None
 
+    @property
+    def longest(self) -> int:
+        """As of `longest_of`, of the pairs that are trained."""
+        return longest_of(self.train)
+
     def origin(self, recipe: StageRecipe) -> dict[str, Any]:
         """Where base and rows come from, and what became of the rows, for the manifest."""
         name, revision = recipe["model_name_or_path"], recipe["model_revision"]
@@ -122,6 +127,12 @@ def all_ids(pair: Mapping[str, Any]) -> list[int]:
     return [*whole_ids(pair), *pair["rejected_ids"]]
 
 
+def longest_of(pairs: Dataset) -> int:
+    """Tokens of the longest answer of some pairs, its prompt included."""
+    prompt, chosen, rejected = (token_counts(pairs, name) for name in TOKENS)
+    return int((prompt + np.maximum(chosen, rejected)).max())
+
+
 def check_room(data: Preferences, model: PreTrainedModel) -> None:
     """Refuse pairs with more positions than the base has.
 
@@ -129,10 +140,7 @@ def check_room(data: Preferences, model: PreTrainedModel) -> None:
         RecipeError: naming the longest sequence and the base's limit.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = 0
-    for found in data.pairs.values():
-        prompt, chosen, rejected = (token_counts(found.dataset, name) for name in TOKENS)
-        longest = max(longest, int((prompt + np.maximum(chosen, rejected)).max()))
+    longest = max(longest_of(found.dataset) for found in data.pairs.values())
     if limit is not None and 0 < limit < longest:
         raise RecipeError(
             f"max_length: the longest sequence has {longest:,} tokens, but the base has "

@@ -13,6 +13,7 @@ from toolkit.models import adapters, chatml
 from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
+from toolkit.stages.fast_path import keep_activations, train_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.prepared import (
@@ -109,6 +110,7 @@ def assemble(
     trained = with_adapter(recipe, base, parent, data.change)
     kind = trainer_class_of(recipe, TokenExactSFTTrainer, trainer_class)
     tell(data, trained)
+    keep_activations(recipe, args, trained, data.sequences["train"].report.longest)
     with refusals(recipe):
         trainer = kind(
             trained,
@@ -118,6 +120,7 @@ def assemble(
             processing_class=data.tokenizer,
             callbacks=list(callbacks),
         )
+    train_fast(recipe, trainer)
     return trainer, data
 
 

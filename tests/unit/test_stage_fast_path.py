@@ -1,0 +1,126 @@
+"""Stages with `fast` learn what they learn without it, and keep activations where there is room."""
+
+import json
+from collections import namedtuple
+
+import pytest
+import torch
+
+import toolkit
+from tests import tiny
+from tests.preferences import PAIRS
+from tests.tiny_ppo import odd, quiet
+from toolkit.models.fast.switch import speed_up
+from toolkit.stages import fast_path
+
+pytestmark = quiet
+COMMON = {
+    "report_to": "none", "lora_r": 4, "lora_dropout": 0.0, "per_device_train_batch_size": 4, "seed": 3,
+    "logging_steps": 1, "save_strategy": "no", "learning_rate": 1e-2,
+}  # fmt: skip
+PROMPTS = [{"prompt": f"{'ab' * (index % 4)}{index}, and what then?"} for index in range(8)]
+ROLLOUTS = {
+    "train_dataset": PROMPTS, "reward_funcs": [odd], "max_completion_length": 6, "num_generations": 4,
+    "beta": 0.1,
+}  # fmt: skip
+STAGES = {
+    "sft": {"train_dataset": tiny.ROWS[:12]},
+    "reward": {"train_dataset": PAIRS[:12]},
+    "dpo": {"train_dataset": PAIRS[:12]},
+    "grpo": ROLLOUTS,
+    "ppo": ROLLOUTS,
+}
+Memory = namedtuple("Memory", "available")
+
+
+def built(stage, base, place, **keys):
+    given = COMMON | STAGES[stage] | {"model": str(base), "output_dir": str(place)} | keys
+    return toolkit.build(stage, **given)
+
+
+def of_a_batch(trainer, batches):
+    """The loss of a step, and what it makes of the trained weights."""
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(
+        trainer.model.train(), dict(batches[0]), num_items_in_batch=torch.tensor(5)
+    )
+    loss.backward()
+    trained = [weight for weight in trainer.model.parameters() if weight.grad is not None]
+    return loss.item(), torch.cat([weight.grad.flatten() for weight in trained])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_and_gradients_are_those_without_it(stage, tiny_base, tmp_path):
+    trainer = built(stage, tiny_base, tmp_path, fast=False)
+    trainer.current_gradient_accumulation_steps = 1
+    with torch.no_grad():  # a policy that has moved, so that the KL and its gradient are not 0
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight += 0.02 * torch.randn_like(weight)
+    rows = next(iter(trainer.get_train_dataloader()))
+    batches = [trainer._prepare_inputs(rows)]
+    theirs = of_a_batch(trainer, batches)
+    assert speed_up(trainer.model.get_base_model()) is None
+    ours = of_a_batch(trainer, batches)
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6, abs=1e-6)
+    assert theirs[1].norm() > 0
+    assert float((ours[1] - theirs[1]).norm() / theirs[1].norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_the_curve_is_the_same(stage, tiny_base, tmp_path):
+    curves = []
+    for fast in (True, False):
+        run = tmp_path / str(fast)
+        getattr(toolkit, stage)(
+            **COMMON | STAGES[stage],
+            model=str(tiny_base), output_dir=str(run), fast=fast, max_steps=8,
+        )  # fmt: skip
+        lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        curves.append([line["loss"] for line in lines if "loss" in line])
+    assert len(curves[0]) == 8
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_it_is_on_where_an_adapter_is_trained(stage, tiny_base, tmp_path):
+    on, off = (built(stage, tiny_base, tmp_path / str(fast), fast=fast) for fast in (True, False))
+    assert "forward" in vars(on.model.get_base_model().model)
+    assert "forward" not in vars(off.model.get_base_model().model)
+
+
+def test_a_whole_model_is_trained_as_upstream_does(tiny_base, tmp_path):
+    keys = {key: value for key, value in COMMON.items() if not key.startswith("lora")}
+    trainer = toolkit.build(
+        "sft",
+        **keys | STAGES["sft"],
+        model=str(tiny_base),
+        output_dir=str(tmp_path),
+        use_peft=False,
+    )
+    assert "forward" not in vars(trainer.model.model)
+
+
+def test_why_it_is_not_done_is_told(tiny_base, tmp_path, capsys):
+    built("sft", tiny_base, tmp_path, attn_implementation="eager")
+    assert "fast: padding and positions without loss are computed too, because its attention" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_activations_are_kept_where_they_fit(stage, tiny_base, tmp_path, monkeypatch):
+    assert not built(stage, tiny_base, tmp_path / "a").args.gradient_checkpointing
+    monkeypatch.setattr(fast_path.psutil, "virtual_memory", lambda: Memory(10_000))
+    assert built(stage, tiny_base, tmp_path / "b").args.gradient_checkpointing
+    written = built(stage, tiny_base, tmp_path / "c", gradient_checkpointing=False)
+    assert not written.args.gradient_checkpointing
+
+
+def test_what_a_token_keeps_grows_with_the_layers(tmp_path):
+    sizes = []
+    for layers in (2, 4):
+        base = tiny.save_base(tmp_path / str(layers), num_hidden_layers=layers)
+        trainer = built("sft", base, tmp_path / "run")
+        sizes.append(fast_path.bytes_per_token(trainer.model))
+    assert 1.7 < sizes[1] / sizes[0] < 2.1

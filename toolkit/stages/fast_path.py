@@ -1,0 +1,76 @@
+"""Which of a stage's work is left out on a CPU: the key `fast`, and checkpointing where memory allows."""
+
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from transformers import TrainingArguments
+
+from toolkit.models.fast.switch import speed_up
+from toolkit.recipe import StageRecipe
+from toolkit.stages.processes import on_cpu
+from toolkit.stages.terminal import note
+
+ROOM = 0.5
+"""Of the free memory, what activations may take before they are computed a second time instead."""
+
+
+def is_fast(recipe: StageRecipe) -> bool:
+    """Whether a stage trains an adapter on a CPU, where leaving work out was measured to win."""
+    return bool(recipe["fast"] and recipe["use_peft"] and on_cpu())
+
+
+def train_fast(recipe: StageRecipe, trainer: Any) -> None:
+    """Have a trainer's model leave out what cannot change its result, or say why it does not."""
+    if not is_fast(recipe) or not isinstance(trainer.model, PeftModel):
+        return
+    if reason := speed_up(trainer.model.get_base_model()):
+        note(f"fast: padding and positions without loss are computed too, because {reason}")
+
+
+def keep_activations(
+    recipe: StageRecipe, args: TrainingArguments, model: Any, longest: int
+) -> None:
+    """Turn gradient checkpointing off where the activations of a batch fit into memory.
+
+    Args:
+        recipe: of which a written `gradient_checkpointing` wins.
+        args: changed in place.
+        model: what is trained, before the trainer has it.
+        longest: tokens of the longest row.
+    """
+    if not is_fast(recipe) or recipe.is_written("gradient_checkpointing"):
+        return
+    needed = args.per_device_train_batch_size * longest * bytes_per_token(model)
+    if needed <= ROOM * psutil.virtual_memory().available:
+        args.gradient_checkpointing = False
+
+
+def bytes_per_token(model: Any) -> int:
+    """What the forward pass keeps of a token for the backward pass, without checkpointing."""
+    training, few, many = model.training, 16, 32
+    model.train()
+    try:
+        kept = [kept_bytes(model, tokens) for tokens in (few, many)]
+    finally:
+        model.train(training)
+    return (kept[1] - kept[0]) // (many - few)
+
+
+def kept_bytes(model: Any, tokens: int) -> int:
+    """What the forward pass keeps of so many tokens, and of the weights that it casts."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    device = base.get_input_embeddings().weight.device
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        states = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    del states
+    return sum(seen.values())
