@@ -10,7 +10,11 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small, and a worker has one core
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("toolkit", deadline=None)  # a busy machine is no error
+hypothesis.settings.load_profile("toolkit")
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,11 @@ def of_a_batch(trainer, batches):
     return loss.item(), torch.cat([weight.grad.flatten() for weight in trained])
 
 
+def losses_of(run):
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_loss_and_gradients_are_those_without_it(stage, tiny_base, tmp_path):
     trainer = built(stage, tiny_base, tmp_path, fast=False)
@@ -76,8 +81,7 @@ def test_the_curve_is_the_same(stage, tiny_base, tmp_path):
             **COMMON | STAGES[stage],
             model=str(tiny_base), output_dir=str(run), fast=fast, max_steps=8,
         )  # fmt: skip
-        lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-        curves.append([line["loss"] for line in lines if "loss" in line])
+        curves.append(losses_of(run))
     assert len(curves[0]) == 8
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
@@ -124,3 +128,24 @@ def test_what_a_token_keeps_grows_with_the_layers(tmp_path):
         trainer = built("sft", base, tmp_path / "run")
         sizes.append(fast_path.bytes_per_token(trainer.model))
     assert 1.7 < sizes[1] / sizes[0] < 2.1
+
+
+@pytest.mark.slow  # a compiler is at work
+@pytest.mark.filterwarnings("ignore")  # which asks every tensor for its gradient
+@pytest.mark.parametrize("fast", [True, False])
+def test_torch_compile_learns_the_same(fast, tiny_base, tmp_path):
+    curves = []
+    for compiled in (True, False):
+        run = tmp_path / str(compiled)
+        keys = COMMON | STAGES["sft"] | {"model": str(tiny_base), "output_dir": str(run)}
+        toolkit.sft(**keys, fast=fast, torch_compile=compiled, max_steps=4)
+        curves.append(losses_of(run))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_what_is_saved_is_proved_to_the_bit(tiny_base, tmp_path):
+    """The proof compares with upstream's own way, in which whoever loads the adapter computes."""
+    result = toolkit.sft(
+        **COMMON | STAGES["sft"], model=str(tiny_base), output_dir=str(tmp_path), max_steps=2
+    )
+    assert result.manifest["verification"]["largest_difference"] == 0

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from toolkit.errors import RecipeError
 from toolkit.models.precision import accelerator, computes_bf16
 from toolkit.recipe import StageRecipe
+from toolkit.stages.fast_path import is_fast
 from toolkit.stages.processes import on_cpu, own_disks, processes
 from toolkit.stages.terminal import note
 
@@ -31,6 +32,8 @@ def device_arguments(recipe: StageRecipe) -> dict[str, Any]:
         found["use_cpu"] = True
         if not recipe.is_written("bf16"):
             found["bf16"] = False
+        if recipe.get("torch_compile") and is_fast(recipe):
+            found["torch_compile"] = False  # `train_fast` compiles the parts that gain by it
         return found
     kind = accelerator()
     if not recipe.is_written("bf16") and not recipe.is_written("fp16"):

@@ -7,8 +7,9 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
-from toolkit.models.fast.switch import speed_up
+from toolkit.models.fast.switch import compile_parts, slow_down, speed_up
 from toolkit.recipe import StageRecipe
+from toolkit.stages.disk import in_units
 from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
 
@@ -18,15 +19,27 @@ ROOM = 0.5
 
 def is_fast(recipe: StageRecipe) -> bool:
     """Whether a stage trains an adapter on a CPU, where leaving work out was measured to win."""
-    return bool(recipe["fast"] and recipe["use_peft"] and on_cpu())
+    return bool(recipe.get("fast") and recipe["use_peft"] and on_cpu())
 
 
 def train_fast(recipe: StageRecipe, trainer: Any) -> None:
     """Have a trainer's model leave out what cannot change its result, or say why it does not."""
     if not is_fast(recipe) or not isinstance(trainer.model, PeftModel):
         return
-    if reason := speed_up(trainer.model.get_base_model()):
+    base = trainer.model.get_base_model()
+    reason = "continuous batching asks for transformers' own attention"
+    if not getattr(trainer, "use_transformers_continuous_batching", False):
+        reason = speed_up(base)
+    if recipe["torch_compile"]:
+        compile_parts(base)
+    if reason:
         note(f"fast: padding and positions without loss are computed too, because {reason}")
+
+
+def train_plain(trainer: Any) -> None:
+    """Have its model compute as upstream does again, so that what is saved is compared to the bit."""
+    if isinstance(trainer.model, PeftModel):
+        slow_down(trainer.model.get_base_model())
 
 
 def keep_activations(
@@ -45,6 +58,7 @@ def keep_activations(
     needed = args.per_device_train_batch_size * longest * bytes_per_token(model)
     if needed <= ROOM * psutil.virtual_memory().available:
         args.gradient_checkpointing = False
+        note(f"gradient_checkpointing: false (not true), the {in_units(needed)} at most fit")
 
 
 def bytes_per_token(model: Any) -> int:
@@ -67,7 +81,7 @@ def kept_bytes(model: Any, tokens: int) -> int:
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     device = base.get_input_embeddings().weight.device
     ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):

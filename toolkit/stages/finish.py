@@ -24,6 +24,7 @@ from toolkit.stages.device_faults import of_device
 from toolkit.stages.diagnoses import Diagnoses
 from toolkit.stages.disk import warn_if_scarce
 from toolkit.stages.doctor import Doctor
+from toolkit.stages.fast_path import train_plain
 from toolkit.stages.guards import guarded
 from toolkit.stages.position import is_sharded
 from toolkit.stages.prepared import RowsAgain
@@ -201,6 +202,9 @@ def save(
         rows_again: as of `Saved`.
     """
     directory = Path(str(trainer.args.output_dir))
+    # with torch_compile accelerate's wrapper stays around the model, in the name of every weight
+    trainer.model = getattr(trainer.model, "_orig_mod", trainer.model)
+    train_plain(trainer)
     metrics = measured(trainer)
     probe: list[list[int]] = []
     if not is_sharded(trainer) or on_shards(trainer):

@@ -281,9 +281,8 @@ def rewarded(
         golds, tell=lambda line: note(f"gold: {line}"), on_error=OnError.of(recipe)
     )
     check_enough(given["args"], data)
-    keep_activations(
-        recipe, given["args"], trained, max(data.lengths) + int(recipe["max_completion_length"])
-    )
+    longest = max(data.lengths) + int(recipe["max_completion_length"])
+    keep_activations(recipe, given["args"], trained, longest)
     keep_rows_out_of_the_log()
     tell(data, trained, [reward.__name__ for reward in rewards])
     # a server that cannot be reached, or was started without what TRL needs

@@ -61,8 +61,8 @@ class LabelLogProbs(torch.autograd.Function):
         learns = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
         slopes = hidden.new_empty(hidden.shape) if learns else None
         own = hidden.new_empty(len(hidden), 0 if index is None else len(index))
-        found = {name: hidden.new_empty(len(hidden), dtype=torch.float32) for name in outputs}
-        found["log_probs"] = hidden.new_empty(len(hidden), dtype=torch.float32)
+        names = ("log_probs", *outputs)
+        found = {name: hidden.new_empty(len(hidden), dtype=torch.float32) for name in names}
         size = max(1, TILE // len(weight))
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
@@ -78,10 +78,9 @@ class LabelLogProbs(torch.autograd.Function):
                     own[part] = slope[:, index].to(own.dtype)
         ctx.save_for_backward(slopes, own, hidden, weight, targets, index)
         ctx.scored = temperature, softcap, logit_scale, dtype
-        top = found.get("is_top1")
-        others = (
-            found.get("log_sum_sq_probs"), found.get("mean_logits"), None if top is None else top > 0
-        )  # fmt: skip
+        if "is_top1" in found:
+            found["is_top1"] = found["is_top1"] > 0
+        others = [found.get(name) for name in ("log_sum_sq_probs", "mean_logits", "is_top1")]
         ctx.mark_non_differentiable(*(each for each in others if each is not None))
         return found["log_probs"], found.get("entropy"), *others
 
@@ -174,4 +173,5 @@ def entropy_gradients(
         said: Any = ChunkedLogProbFunction.apply(
             states, head, None, targets, temperature, 2**15, softcap, logit_scale, ("entropy",)
         )
-        return torch.autograd.grad(said[1], (states, head), of_entropy)
+        slopes, whole = torch.autograd.grad(said[1], (states, head), of_entropy)
+    return slopes, whole

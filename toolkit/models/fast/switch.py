@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft.utils.other import TrainableTokensWrapper
-from torch import Tensor
+from torch import Tensor, nn
 from trl.trainer import utils as trl_utils
 
 from toolkit.models.fast.attention import PARTS
@@ -54,6 +54,25 @@ def speed_up(base: Any) -> str | None:
     return None
 
 
+def slow_down(base: Any) -> None:
+    """Have a model compute its batches as upstream does again, to the bit."""
+    forward = vars(base.base_model).get("forward")
+    if hasattr(forward, "packs"):
+        base.base_model.forward = forward.packs
+        base.set_attn_implementation("sdpa")
+    for module in base.modules():
+        module._compiled_call_impl = None
+
+
+def compile_parts(base: Any) -> None:
+    """Compile what a layer has beside its attention, whose parts are other ones in every batch."""
+    layers = next(each for each in base.base_model.children() if isinstance(each, nn.ModuleList))
+    for layer in layers:
+        for name, child in layer.named_children():
+            if "attn" not in name:
+                child.compile(dynamic=True)
+
+
 def packed_forward(upstream: Callable[..., Any]) -> Callable[..., Any]:
     """A backbone's forward pass, without padding where that is possible."""
 
@@ -81,6 +100,8 @@ def packed_forward(upstream: Callable[..., Any]) -> Callable[..., Any]:
         said.last_hidden_state = states.view(*input_ids.shape, -1)
         return said
 
+    marked: Any = forward
+    marked.packs = upstream
     return forward
 
 
