@@ -64,7 +64,9 @@ def fast_generation(generate: Callable[..., Any], ended: Ended | None = None) ->
 def holds(model: Any, given: Mapping[str, Any]) -> bool:
     """Whether the loop is for what `generate` is given: text, one plain search, and ids back."""
     settings = {key: value for key, value in given.items() if key not in TEXT}
-    if "input_ids" not in given or not all(hasattr(model.generation_config, key) for key in settings):
+    if "input_ids" not in given or not all(
+        hasattr(model.generation_config, key) for key in settings
+    ):
         return False
     if model.device.type != "cpu" or model.config.is_encoder_decoder:
         return False

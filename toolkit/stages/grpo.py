@@ -20,7 +20,6 @@ from toolkit.models import adapters, chatml
 from toolkit.models.batched import whole_batches
 from toolkit.models.copies import added_as_copies
 from toolkit.models.load import base_arguments, commit_of, load_base
-from toolkit.models.merging import merge_while_generating
 from toolkit.models.vllm_weights import send_base_weights
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
@@ -28,6 +27,7 @@ from toolkit.rewards import Checked, OnError, checked_all, load_reward
 from toolkit.stages.adapter_reward import AdapterReward
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.fast_path import keep_activations, train_fast
+from toolkit.stages.fast_rollouts import sample_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.left_out import keep_rows_out_of_the_log, leave_out_failed
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
@@ -296,7 +296,7 @@ def rewarded(
             processing_class=data.tokenizer,
             **given | {"callbacks": list(given["callbacks"])},
         )
-    exact_rollouts(trainer, trained)
+    exact_rollouts(trainer, trained, fast=recipe["fast"])
     train_fast(recipe, trainer)
     leave_out_failed(trainer, rewards)
     for number, judge in enumerate(judges):
@@ -306,10 +306,9 @@ def rewarded(
     return trainer
 
 
-def exact_rollouts(trainer: GRPOTrainer, trained: Any) -> None:
+def exact_rollouts(trainer: GRPOTrainer, trained: Any, fast: bool) -> None:
     """Have the policy that samples be the one that is trained, whatever samples."""
-    if isinstance(trained, PeftModel):
-        merge_while_generating(trained)
+    sample_fast(trainer, trained, fast)
     if trainer.use_transformers_continuous_batching:
         whole_batches(trained)
     if trainer.use_vllm:

@@ -1,0 +1,89 @@
+"""The policy inside the base's weights while it samples, in the base's precision or another."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests import tiny, tiny_ppo
+from toolkit.models.merging import held_in, merge_while_generating, merged
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_base(tmp_path_factory.mktemp("merging") / "base")
+
+
+def policy(folder, **more):
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **more)
+    model = get_peft_model(base, config).eval()
+    tiny_ppo.stir(model, 0.05)
+    return model
+
+
+IDS = {"input_ids": torch.arange(5, 17).view(2, 6), "attention_mask": torch.ones(2, 6).long()}
+KEYS = IDS | {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": 256}
+
+
+def sampled_in(model):
+    """The precision of the logits that each forward pass of a generation computes."""
+    seen = []
+    base = model.get_base_model()
+    base.lm_head.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"modules_to_save": ["norm"]}, {"trainable_token_indices": [7, 8]}], ids=str
+)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@torch.no_grad()
+def test_the_policys_weights_are_its_own_afterwards(folder, more, dtype):
+    model = policy(folder, **more)
+    places = dict(model.named_parameters())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    plain, logits = model.generate(**KEYS), model(**IDS).logits
+    merge_while_generating(model, dtype=dtype)
+    seen = sampled_in(model)
+    found = model.generate(**KEYS)
+    assert set(seen) == {dtype or torch.float32}
+    if dtype is None:
+        assert torch.equal(found, plain)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(places[name] is weight for name, weight in model.named_parameters())
+    assert torch.equal(model(**IDS).logits, logits)
+
+
+@torch.no_grad()
+def test_in_half_precision_the_policy_is_rounded_once(folder):
+    model = policy(folder)
+    wanted = model(**IDS).logits
+    base = model.get_base_model()
+    with merged(model), held_in(base, torch.bfloat16):
+        found = base(**IDS).logits
+        tied = base.lm_head.weight is base.model.embed_tokens.weight
+    assert tied
+    assert found.dtype == torch.bfloat16
+    assert (found - wanted).norm() / wanted.norm() < 0.02
+    assert (found - wanted).abs().max() > 1e-4
+
+
+def test_weights_are_back_after_an_error(folder):
+    model = policy(folder)
+    places = list(model.named_parameters())
+    merge_while_generating(model, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        model.generate(**KEYS | {"max_new_tokens": -1})
+    assert all(a is b for (_, a), (_, b) in zip(places, model.named_parameters(), strict=True))
+
+
+def test_not_fast_is_transformers_own_in_the_bases_precision(folder, monkeypatch):
+    monkeypatch.setattr("toolkit.models.rollout.decode", None)
+    model = policy(folder)
+    merge_while_generating(model, fast=False, dtype=torch.bfloat16)
+    seen = sampled_in(model)
+    model.generate(**KEYS)
+    assert set(seen) == {torch.float32}
