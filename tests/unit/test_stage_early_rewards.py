@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import shutdown_event_loop_in_daemon, start_event_loop_in_daemon
 
@@ -23,7 +24,10 @@ ENDS = [0, *range(150, 257)]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return tiny.save_base(tmp_path_factory.mktemp("early") / "base")
+    """One whose completions of random tokens end at about the third."""
+    folder = tiny.save_base(tmp_path_factory.mktemp("early") / "base")
+    GenerationConfig(eos_token_id=ENDS).save_pretrained(folder)
+    return folder
 
 
 def score(completion_ids, mark):
@@ -56,9 +60,8 @@ def learn(base, folder, reward, stage="grpo", **keys):
     settings = {
         "model_name_or_path": str(base), "train_dataset": rows, "reward_funcs": [reward],
         "output_dir": str(folder), "lora_r": 4, "learning_rate": 1e-2, "max_steps": 2,
-        "per_device_train_batch_size": 8, "num_generations": 4 if stage == "grpo" else 1,
-        "max_completion_length": 12, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
-        "generation_kwargs": {"eos_token_id": ENDS}, "seed": 1, "guard": "none",
+        "per_device_train_batch_size": 8, "num_generations": 4,
+        "max_completion_length": 12, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "num_iterations": 1, "seed": 1, "guard": "none",
     } | keys  # fmt: skip
     return getattr(toolkit, stage)(**settings)
 
@@ -83,7 +86,7 @@ def test_what_is_learnt_is_the_same_to_the_bit(base, tmp_path, stage, talks, ext
         learn(base, tmp_path / name, judge, stage, talks=talks)
         for name, judge in (("late", late), ("early", early))
     ]
-    assert len(late.asked) == 2 < len(early.asked)
+    assert len(late.asked) < len(early.asked)
     assert (
         early.rows() == late.rows()
     )  # each row once, with the prompt and the columns that are its
