@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -26,22 +25,19 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PrinterCallback,
     Qwen2Config,
     Qwen2ForCausalLM,
     TrainerCallback,
 )
-from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl import get_quantization_config as quantization
 from trl.trainer.utils import compute_flops_per_token, get_peak_flops
 
 import toolkit
 from tests import tiny
+from tests.benchmarks.bare import length_reward, settings, trainer, versions
 from toolkit.models.chatml import prepare_tokenizer
 from toolkit.models.load import load_tokenizer, model_config
 from toolkit.quiet import quiet_libraries
@@ -144,26 +140,11 @@ def rows_of(stage: str, size: Size) -> list[dict[str, Any]]:
     return rows
 
 
-def length_reward(completions: list[Any], completion_ids: list[Any], **_: Any) -> list[float]:
-    """A reward that costs nothing and differs."""
-    return [sum(ids) % 97 / 97 for ids in completion_ids]
-
-
 def arguments(stage: str, size: Size) -> dict[str, Any]:
-    """What both are given, in TRL's words."""
-    found: dict[str, Any] = {
-        "max_steps": size.steps, "per_device_train_batch_size": size.batch, "save_strategy": "no",
-        "logging_steps": 1, "report_to": "none", "learning_rate": 1e-5, "seed": 0,
-        "gradient_accumulation_steps": 1,
-    }  # fmt: skip
+    """What both are given, in TRL's words, and what the device needs."""
+    found = settings(stage, batch=size.batch, steps=size.steps, completion=size.completion)
     if not torch.cuda.is_available():
         found |= {"use_cpu": True, "bf16": False}
-    if stage in ("grpo", "ppo"):
-        found["max_completion_length"] = size.completion
-    if stage == "grpo":
-        found |= {"num_generations": min(8, size.batch), "beta": 0.0}
-    if stage == "ppo":
-        found |= {"num_iterations": 1, "beta": 0.0}
     return found
 
 
@@ -188,30 +169,13 @@ def bare(stage: str, base: Path, folder: Path, size: Size, given: dict[str, Any]
         loading["quantization_config"] = quantization(config)
         if torch.cuda.is_available():
             loading["device_map"] = {"": 0}
-    task = "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"
-    lora = LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear", task_type=task,
-        modules_to_save=["score"] if stage == "reward" else None,
-    )  # fmt: skip
-    words = load_tokenizer(base)
-    settings = arguments("grpo" if stage == "ppo" else stage, size)
-    settings |= {"output_dir": str(folder), "disable_tqdm": True}
+    given = arguments("grpo" if stage == "ppo" else stage, size) | {"output_dir": str(folder)}
+    if stage in ("sft", "reward"):
+        given["max_length"] = None
     rows = Dataset.from_list(rows_of(stage, size))
-    if stage == "reward":
-        judge = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **loading)
-        judge.config.pad_token_id = words.pad_token_id
-        args: Any = RewardConfig(**settings, max_length=None)
-        return RewardTrainer(
-            judge, args, train_dataset=rows, processing_class=words, peft_config=lora
-        )
-    model = AutoModelForCausalLM.from_pretrained(base, **loading)
-    if stage == "sft":
-        args = SFTConfig(**settings, max_length=None)
-        return SFTTrainer(model, args, train_dataset=rows, processing_class=words, peft_config=lora)
-    return GRPOTrainer(
-        model, reward_funcs=[length_reward], args=GRPOConfig(**settings), train_dataset=rows,
-        processing_class=words, peft_config=lora,
-    )  # fmt: skip
+    return trainer(
+        "grpo" if stage == "ppo" else stage, base, load_tokenizer(base), rows, given, **loading
+    )
 
 
 def measure(make: Callable[..., Any], into: Measured, *given: Any) -> None:
@@ -282,8 +246,7 @@ def about() -> str:
     device = (
         torch.cuda.get_device_name() if gpu else "CPU, where peak GB is that of the process so far"
     )
-    names = ("torch", "transformers", "trl", "peft", "bitsandbytes")
-    return f"{device}; " + ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{device}; {versions()}"
 
 
 def write(rows: list[str], size: Size, path: Path) -> None:

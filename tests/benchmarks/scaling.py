@@ -73,11 +73,13 @@ def save_base(folder: Path, **shape: Any) -> Path:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False,
+        vocab_size=VOCABULARY, special_tokens=["<|endoftext|>", "<|pad|>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     core.train_from_iterator([" ".join(draw.choices(known, k=200)) for _ in range(500)], trainer)
-    spoken = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
+    spoken = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
     config = LlamaConfig(
         **{
             "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128,
