@@ -23,7 +23,7 @@ class Shape:
     """A base, and the lengths of what is trained on it.
 
     A step sees `batch` rows whose lengths are the quantiles of a log-normal distribution: rows
-    differ as those of real data do, and yet every step has the same work in it.
+    differ as those of real data do, and yet every step has the same work in it, response included.
 
     Attributes:
         hidden: the width.
@@ -97,10 +97,16 @@ class Tokens:
     squares: int
 
 
-def quantiles(shape: Shape, count: int) -> list[int]:
-    """Lengths of the rows of a step, the stop token among them."""
-    places = [NormalDist().inv_cdf((at + 0.5) / count) for at in range(count)]
-    return [round(shape.length * math.exp(shape.spread * place)) for place in places]
+def lengths_of(shape: Shape, count: int) -> list[tuple[int, int]]:
+    """Tokens of the rows of a step, and how many of them are response, with the stop token."""
+    found = []
+    for at in range(count):
+        place = NormalDist().inv_cdf((at + 0.5) / count)
+        length = round(shape.length * math.exp(shape.spread * place))
+        # the shares at even steps too, in an order that does not follow the lengths
+        share = SHARE[0] + (SHARE[1] - SHARE[0]) * ((3 * at - 3) % count + 0.5) / count
+        found.append((length, max(1 + END, round(length * share))))
+    return found
 
 
 def rows_of(stage: str, shape: Shape, steps: int, known: list[str]) -> Rows:
@@ -121,11 +127,11 @@ def rows_of(stage: str, shape: Shape, steps: int, known: list[str]) -> Rows:
         return [{"prompt": said(shape.prompt)} for _ in range(steps)]
     rows: Rows = []
     for _ in range(steps):
-        lengths = quantiles(shape, shape.batch if stage == "sft" else shape.batch // 2)
+        lengths = lengths_of(shape, shape.batch if stage == "sft" else shape.batch // 2)
         draw.shuffle(lengths)
-        for length in lengths:
-            response = max(1, round(length * draw.uniform(*SHARE)) - END)
-            row = {"prompt": said(length - response - END)}
+        for length, trained in lengths:
+            response = trained - END
+            row = {"prompt": said(length - trained)}
             if stage == "sft":
                 row["completion"] = said(response)
             else:
@@ -136,7 +142,7 @@ def rows_of(stage: str, shape: Shape, steps: int, known: list[str]) -> Rows:
 
 
 def tokens_of(rows: Rows, batch: int) -> Tokens:
-    """A step's tokens, on average over all; a word is a token."""
+    """A step's tokens, the same in every step; a word is a token."""
     lengths = [len(f"{row['prompt']}{row['completion']}".split()) + END for row in rows]
     labelled = sum(len(row["completion"].split()) + END for row in rows)
     steps = len(rows) // batch

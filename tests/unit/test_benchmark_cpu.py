@@ -74,9 +74,9 @@ def test_the_shares_of_the_rows(name, real):
     rows = cpu_rows.rows_of("sft", shape, 3, known)
     assert rows == cpu_rows.rows_of("sft", shape, 3, known)
     tokens = cpu_rows.tokens_of(rows, shape.batch)
-    assert tokens.real == sum(cpu_rows.quantiles(shape, shape.batch))
+    assert tokens == cpu_rows.tokens_of(rows[: shape.batch], shape.batch)  # of every step
     assert tokens.real / tokens.padded == pytest.approx(real, abs=0.01)
-    assert tokens.labelled / tokens.real == pytest.approx(795 / 1696, abs=0.04)
+    assert tokens.labelled / tokens.real == pytest.approx(795 / 1696, abs=0.03)
 
 
 def test_the_weights_and_the_work_of_22m():
@@ -102,7 +102,6 @@ def test_a_word_is_a_token_and_packs_hold_the_rows_of_their_step(tmp_path):
         for step in range(3):
             own = prepared[step * TINY.batch : (step + 1) * TINY.batch][column]
             theirs = packs[step * count : (step + 1) * count]
-            # a pack begins with its longest row
             cut = [
                 ids[start : start + length]
                 for ids, lengths in zip(theirs[column], theirs["seq_lengths"], strict=True)
