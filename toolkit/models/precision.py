@@ -33,6 +33,12 @@ def computes_bf16() -> bool:
     return is_torch_bf16_gpu_available()
 
 
+def cpu_computes_bf16() -> bool:
+    """Whether the CPU has instructions that multiply in bfloat16."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def declared_dtype(name: str, **hub: Any) -> str:
     """The dtype that a checkpoint's config declares, by its name; float32 where it says nothing."""
     declared = getattr(AutoConfig.from_pretrained(name, **hub), "dtype", None)

@@ -152,7 +152,8 @@ def draw(scores: Tensor) -> Tensor:
     if not total.isfinite().all():
         raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
     at = torch.rand(len(sums), 1, dtype=torch.float64) * total
-    return torch.searchsorted(sums, at, right=True).squeeze(1)  # never one of probability 0
+    # never one of probability 0
+    return torch.searchsorted(sums, at, right=True).squeeze(1).clamp(max=sums.shape[1] - 1)
 
 
 def _is_plain(ids: Tensor, inputs: Mapping[str, Any], looks: list[Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data import inspect
+from toolkit.data.chat_tokens import IGNORED
 from toolkit.data.files import LINES, suffix_of
 from toolkit.data.held_out import digests
 from toolkit.data.pairs import tokenize_pairs
@@ -146,7 +147,8 @@ def tokens(look: Look, stage: StageRecipe, rows: Rows) -> SequenceReport | None:
         )
         longer = found.lengths.max(axis=1)
         asked = np.array([len(ids) for ids in found.dataset["prompt_ids"]])
-        look.lengths = (asked + longer).tolist()
+        look.lengths, look.answers = (asked + longer).tolist(), longer.tolist()
+        look.trained = found.lengths.sum(axis=1).tolist()
         for number, line in enumerate(found.report.lines()):
             (look.warn if number else look.ok)(SUBJECT, line)
         look.findings.samples[look.name] = [
@@ -189,6 +191,7 @@ def trained(look: Look, stage: StageRecipe, rows: Rows) -> SequenceReport:
     if stage["max_length"] is not None and lengths.max(initial=0) > stage["max_length"]:
         found = sequences_of(stage, rows, rows.train, look.tokenizer, None, rows.bad)
     look.lengths = [len(ids) for ids in found.dataset["input_ids"]]
+    look.trained = [len(ids) - ids.count(IGNORED) for ids in found.dataset["labels"]]
     report = found.report
     for number, line in enumerate(report.lines()):
         (look.warn if number else look.ok)(SUBJECT, line)

@@ -53,6 +53,8 @@ class Look:
         tokenizer: with the template and tokens of training; None if it is not here.
         rows: as they were read; None if they are not here.
         lengths: tokens of each sequence, prompt, or longer side of a pair.
+        trained: how many tokens of each of them have a label; of a pair, those of both answers.
+        answers: of pairs, tokens of the longer answer of each.
         total: how many of them the whole data has, where these are a sample.
         needs: the memory that was estimated.
         libraries: bytes of this process with what its stages import, before anything was read.
@@ -67,6 +69,8 @@ class Look:
     tokenizer: PreTrainedTokenizerBase | None = None
     rows: Rows | None = None
     lengths: list[int] = field(default_factory=list)
+    trained: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
     total: int = 0
     needs: Any = None
     libraries: int = 0

@@ -14,13 +14,30 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit.models import adapters, reward
 from toolkit.models.chatml import TokenizerChange
+from toolkit.models.fast.switch import LAYERS
 from toolkit.models.heads import add_scalar_heads
 from toolkit.models.switching import checkpoint_through
 from toolkit.models.value import VALUE, add_value_adapter
 from toolkit.preflight.heap import resident
-from toolkit.preflight.weighing import FUSED, Held, Quantized, bytes_of, quantize, weightless
+from toolkit.preflight.weighing import (
+    FUSED,
+    Held,
+    Quantized,
+    bytes_of,
+    quantize,
+    swapped,
+    weightless,
+)
+from toolkit.preflight.weighing_fast import (
+    PARTS,
+    add_labelled_head,
+    packed,
+    parts_of,
+    weightless_parts,
+)
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
+from toolkit.stages.fast_path import bytes_per_token, is_fast, there_is_room
 
 # Bytes of an optimizer's state per trained weight; what is not here keeps two moments in float32.
 STATE = {"8bit": 2, "sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4, "lion": 4, "8bit_lion": 1}
@@ -42,14 +59,19 @@ class Asked:
     Attributes:
         rows: of a batch; of pairs each is two sequences.
         length: tokens of the longest sequence, prompt included.
-        completion: of rollouts, the tokens that are sampled at most.
+        completion: of rollouts and pairs, those of them behind the prompt, at most.
         sampled: completions that are sampled together.
+        scored: tokens of a row that have a label, at most, of a pair those of both answers; 0 if all
+            may have one.
+        prompts: of rollouts, different prompts among what is sampled together.
     """
 
     rows: int
     length: int
     completion: int = 0
     sampled: int = 0
+    scored: int = 0
+    prompts: int = 0
 
     @property
     def prompt(self) -> int:
@@ -74,6 +96,7 @@ class Need:
         heap: of a CPU, freed blocks that the allocator keeps; see `toolkit.preflight.heap`.
         files: of a CPU that loads in 4 bits, the pages of the base's files: they stay mapped.
         runtime: Python and the libraries, or the device's own.
+        checkpointed: whether activations are computed a second time instead of kept.
     """
 
     base: int = 0
@@ -88,6 +111,7 @@ class Need:
     heap: int = 0
     files: int = 0
     runtime: int = 0
+    checkpointed: bool = False
 
     @property
     def optimizer_weights(self) -> int:
@@ -123,7 +147,15 @@ class Need:
         }
 
 
-def need(recipe: StageRecipe, config: Any, asked: Asked, *, device: str, runtime: int = 0) -> Need:
+def need(
+    recipe: StageRecipe,
+    config: Any,
+    asked: Asked,
+    *,
+    device: str,
+    runtime: int = 0,
+    memory: float = 0,
+) -> Need:
     """What a stage needs.
 
     Args:
@@ -132,20 +164,33 @@ def need(recipe: StageRecipe, config: Any, asked: Asked, *, device: str, runtime
         asked: how much goes through the model at once.
         device: "cpu", "cuda" or "mps".
         runtime: bytes that are there before anything is loaded.
+        memory: bytes that the device has, by which the fast path of a CPU decides on checkpointing;
+            0 if that is as the recipe says.
     """
-    with weightless(device) as held:
-        return weigh(recipe, config, asked, device, held, runtime)
+    with weightless(device) as held, weightless_parts():
+        return weigh(recipe, config, asked, device, held, runtime, memory)
 
 
 def weigh(
-    recipe: StageRecipe, config: Any, asked: Asked, device: str, held: Held, runtime: int
+    recipe: StageRecipe,
+    config: Any,
+    asked: Asked,
+    device: str,
+    held: Held,
+    runtime: int,
+    memory: float,
 ) -> Need:
     """As `need`, inside `weightless`."""
+    packs = is_packed(recipe, config, device)
     model = base_of(recipe, config, device)
     gc.collect()
     base = held.now
     files = float_bytes(model, config) if device == "cpu" else 0
-    if recipe.stage not in ("reward", "pretrain"):
+    rows = (2 if recipe.stage in PAIRS else 1) * asked.rows
+    if recipe.stage in MEASURED and packs:
+        scored = asked.rows * asked.scored or rows * (asked.length - 1)
+        add_labelled_head(model, scored, MEASURED[recipe.stage])
+    elif recipe.stage in MEASURED:
         add_fused_lm_head(model, outputs=("log_probs", *MEASURED[recipe.stage]))
     trained, frozen = with_adapters(recipe, model)
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
@@ -157,7 +202,15 @@ def weigh(
         optimizer=gradients // 4 * state_bytes(str(recipe["optim"])),
         files=files,
         runtime=runtime,
+        checkpointed=bool(recipe["gradient_checkpointing"]),
     )
+    if is_fast(recipe, device):
+        found = replace(found, checkpointed=checkpoints(recipe, trained, asked, found, memory))
+    if packs:
+        prompts = asked.rows if recipe.stage in PAIRS else asked.prompts
+        parts = parts_of(rows, asked.length, asked.completion, prompts)
+        backbone: Any = trained.get_base_model().base_model
+        backbone.forward = packed(backbone.forward, parts)
     if mixed(recipe, device):
         trained.to(torch.bfloat16)  # what goes through it; the weights were counted as they are
     if recipe.stage in ROLLOUTS:
@@ -166,6 +219,25 @@ def weigh(
         weight.grad = torch.zeros_like(weight)
     del weights
     return stepped(recipe, trained, asked, device, held, found)
+
+
+def is_packed(recipe: StageRecipe, config: Any, device: str) -> bool:
+    """Whether a batch is computed without padding, as far as base and keys tell."""
+    layers = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    of_sdpa = recipe.get("attn_implementation") in (None, "sdpa")
+    return is_fast(recipe, device) and of_sdpa and layers <= LAYERS
+
+
+def checkpoints(recipe: StageRecipe, model: Any, asked: Asked, found: Need, memory: float) -> bool:
+    """Whether the fast path has activations computed a second time, as `keep_activations` decides."""
+    if recipe.is_written("gradient_checkpointing") or not memory:
+        return found.checkpointed
+    rows = (2 if recipe.stage in PAIRS else 1) * asked.rows
+    there = found.base + found.adapters + found.files + found.runtime
+    backbone: Any = model.get_base_model().base_model
+    with swapped(backbone, "forward", packed(backbone.forward)):
+        needed = rows * asked.length * bytes_per_token(model)
+    return not there_is_room(needed, memory - there)
 
 
 def base_of(recipe: StageRecipe, config: Any, device: str) -> Any:
@@ -178,7 +250,8 @@ def base_of(recipe: StageRecipe, config: Any, device: str) -> Any:
         config.get_text_config().pad_token_id = 0
     with no_init_weights():
         dtype = dtype_of(recipe, config, device)
-        model = kind.from_config(config, dtype=dtype, attn_implementation=FUSED)
+        kernel = PARTS if is_packed(recipe, config, device) else FUSED
+        model = kind.from_config(config, dtype=dtype, attn_implementation=kernel)
     model.tie_weights()
     if recipe.get("load_in_4bit"):
         nested = bool(recipe.get("use_bnb_nested_quant"))
@@ -234,7 +307,7 @@ def stepped(
 ) -> Need:
     """With what one batch needs, forth and back."""
     model.train()
-    if recipe["gradient_checkpointing"]:
+    if found.checkpointed:
         model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         model.enable_input_require_grads()
     before: list[int] = []

@@ -17,9 +17,20 @@ ROOM = 0.5
 """Of the free memory, what activations may take before they are computed a second time instead."""
 
 
-def is_fast(recipe: StageRecipe) -> bool:
-    """Whether a stage trains an adapter on a CPU, where leaving work out was measured to win."""
-    return bool(recipe.get("fast") and recipe["use_peft"] and on_cpu())
+def is_fast(recipe: StageRecipe, device: str | None = None) -> bool:
+    """Whether a stage trains an adapter on a CPU, where leaving work out was measured to win.
+
+    Args:
+        recipe: the stage's keys.
+        device: what computes, such as "cpu" or "cuda"; by default what is here.
+    """
+    there = on_cpu() if device is None else device == "cpu"
+    return bool(there and recipe.get("fast") and recipe["use_peft"])
+
+
+def there_is_room(needed: float, free: float) -> bool:
+    """Whether activations of so many bytes are kept, in so much free memory."""
+    return needed <= ROOM * free
 
 
 def train_fast(recipe: StageRecipe, trainer: Any) -> None:
@@ -56,7 +67,7 @@ def keep_activations(
     if not is_fast(recipe) or recipe.is_written("gradient_checkpointing"):
         return
     needed = args.per_device_train_batch_size * longest * bytes_per_token(model)
-    if needed <= ROOM * psutil.virtual_memory().available:
+    if there_is_room(needed, psutil.virtual_memory().available):
         args.gradient_checkpointing = False
         note(f"gradient_checkpointing: false (not true), the {in_units(needed)} at most fit")
 
@@ -78,7 +89,7 @@ def kept_bytes(model: Any, tokens: int) -> int:
 
     def keep(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        seen[storage._cdata] = storage.nbytes()  # preflight's tensors all lie at 0
         return tensor
 
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -212,7 +212,9 @@ def save(
         probe = [ids_of(trainer.train_dataset[row])[:PROBE_TOKENS] for row in rows]  # pyright: ignore
     trainer.save_model(str(directory))
     # mixed precision wraps the forward pass; whoever loads the adapter has no such wrapper
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    model = trainer.accelerator.unwrap_model(
+        trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
+    )
     # TRL trains an adapter over a quantized base in bfloat16; PEFT loads it in float32
     adapters.as_float32(model)
     expected = proof.expect(model, probe, check) if probe else proof.Expected([], [])

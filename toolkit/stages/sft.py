@@ -110,7 +110,7 @@ def assemble(
     trained = with_adapter(recipe, base, parent, data.change)
     kind = trainer_class_of(recipe, TokenExactSFTTrainer, trainer_class)
     tell(data, trained)
-    keep_activations(recipe, args, trained, data.sequences["train"].report.longest)
+    keep_activations(recipe, args, trained, longest_row(recipe, data))
     with refusals(recipe):
         trainer = kind(
             trained,
@@ -122,6 +122,14 @@ def assemble(
         )
     train_fast(recipe, trainer)
     return trainer, data
+
+
+def longest_row(recipe: StageRecipe, data: Prepared) -> int:
+    """Tokens of the longest row that is trained."""
+    longest, most = data.sequences["train"].report.longest, recipe["max_length"]
+    if most is None:
+        return longest
+    return most if recipe["packing"] else min(most, longest)
 
 
 def sft_config(recipe: StageRecipe, output_dir: Path) -> SFTConfig:
