@@ -79,16 +79,17 @@ def save_base(shape: dict[str, Any], dtype: str, folder: Path) -> None:
 
 
 def rows_of(stage: str, length: int) -> list[dict[str, Any]]:
-    """Rows of one length in tokens."""
-    text = " ".join(["w7"] * (length // 2))
+    """Rows of one length in tokens, which differ in the first: what rows share is computed once."""
+    text = " ".join(["w7"] * (length // 2 - 1))
     rest = " ".join(["w8"] * (length - length // 2 - 1))
+    starts = [f"w{number} {text}" for number in range(100, 164)]
     if stage in ("grpo", "ppo"):
-        return [{"prompt": f"{text} {rest} w{number}"} for number in range(64)]
+        return [{"prompt": f"{start} {rest} w8"} for start in starts]
     if stage == "sft":
-        return [{"prompt": text, "completion": f" {rest}"} for _ in range(64)]
+        return [{"prompt": start, "completion": f" {rest}"} for start in starts]
     return [
-        {"prompt": f"{text} w{number}", "chosen": f" {rest[:-6]}", "rejected": f" {rest[:-4]}9"}
-        for number in range(64)
+        {"prompt": f"{start} w8", "chosen": f" w9 {rest[:-3]}", "rejected": f" {rest}"}
+        for start in starts
     ]
 
 

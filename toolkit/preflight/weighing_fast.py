@@ -59,11 +59,11 @@ def parts_of(rows: int, length: int, completion: int, prompts: int) -> list[Part
     Args:
         rows: sequences.
         length: tokens of each.
-        completion: those behind its prompt.
+        completion: those behind its prompt; 0 if it has none.
         prompts: how many different prompts there are; 0 if none is shared.
     """
     prompt = length - completion
-    if not 0 < prompts < rows or prompt < SHARED:
+    if not (completion and 0 < prompts < rows) or prompt < SHARED:
         return [Part(length)] * rows
     found: list[Part] = []
     for number in range(prompts):
