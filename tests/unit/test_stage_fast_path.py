@@ -117,8 +117,19 @@ def test_activations_are_kept_where_they_fit(stage, tiny_base, tmp_path, monkeyp
     assert not built(stage, tiny_base, tmp_path / "a").args.gradient_checkpointing
     monkeypatch.setattr(fast_path.psutil, "virtual_memory", lambda: Memory(10_000))
     assert built(stage, tiny_base, tmp_path / "b").args.gradient_checkpointing
-    written = built(stage, tiny_base, tmp_path / "c", gradient_checkpointing=False)
-    assert not written.args.gradient_checkpointing
+    for key in ("gradient_checkpointing", "activation_checkpointing"):
+        written = built(stage, tiny_base, tmp_path / key, **{key: False})
+        assert not written.args.activation_checkpointing
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_kept_activations_are_not_computed_again(stage, tiny_base, tmp_path, monkeypatch):
+    for memory, again in ((10_000, True), (10**12, False)):
+        monkeypatch.setattr(fast_path.psutil, "virtual_memory", lambda m=memory: Memory(m))
+        trainer = built(stage, tiny_base, tmp_path / str(memory), max_steps=1)
+        trainer.train()
+        layers = trainer.model.get_base_model().model.layers
+        assert [layer.gradient_checkpointing for layer in layers] == [again] * len(layers)
 
 
 def test_what_a_token_keeps_grows_with_the_layers(tmp_path):

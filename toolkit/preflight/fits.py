@@ -15,11 +15,10 @@ from toolkit.preflight.price import device_named
 from toolkit.preflight.schedule import batches, plan, times
 from toolkit.recipe import StageRecipe
 from toolkit.stages.disk import in_units
-from toolkit.stages.fast_path import is_fast
+from toolkit.stages.fast_path import CHECKPOINTING, decides_checkpointing, is_fast
 from toolkit.stages.processes import on_cpu, processes
 
 SUBJECT = "memory"
-CHECKPOINTING = "gradient_checkpointing"
 TIGHT = 0.9  # of the memory: nothing else is on it for sure
 # bytes of what is imported once a stage trains, measured with a base of next to no weights
 LIBRARIES = 78 * 10**6
@@ -141,11 +140,12 @@ def changes(look: Look, asked: Asked, kind: str) -> Iterator[tuple[StageRecipe, 
     """What can be changed, the harmless first; every stage is one with checkpointing."""
     stage = look.stage
     total = asked.rows * batches(stage)[1] * processes()
-    undecided = kind == "cpu" and stage.get("fast") and not stage.is_written(CHECKPOINTING)
-    stage = changed(stage, gradient_checkpointing=True)
+    undecided = kind == "cpu" and stage.get("fast") and not decides_checkpointing(stage)
+    key = next((key for key in CHECKPOINTING if stage.is_written(key)), CHECKPOINTING[-1])
+    stage = changed(stage, **{key: True})
     if not look.needs.checkpointed:
-        yield stage, asked, f"{CHECKPOINTING}: true"
-    also = f"{CHECKPOINTING}: true, " if undecided or not look.needs.checkpointed else ""
+        yield stage, asked, f"{key}: true"
+    also = f"{key}: true, " if undecided or not look.needs.checkpointed else ""
     for changed_more, less, words in smaller(stage, asked, total):
         yield changed_more, less, f"{also}{words}"
 

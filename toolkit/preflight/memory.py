@@ -37,7 +37,13 @@ from toolkit.preflight.weighing_fast import (
 )
 from toolkit.recipe import StageRecipe
 from toolkit.recipe.keys import ADAPTER
-from toolkit.stages.fast_path import bytes_per_token, is_fast, there_is_room
+from toolkit.stages.fast_path import (
+    asks_checkpointing,
+    bytes_per_token,
+    decides_checkpointing,
+    is_fast,
+    there_is_room,
+)
 
 # Bytes of an optimizer's state per trained weight; what is not here keeps two moments in float32.
 STATE = {"8bit": 2, "sgd": 0, "adafactor": 0, "rmsprop": 4, "adagrad": 4, "lion": 4, "8bit_lion": 1}
@@ -202,7 +208,7 @@ def weigh(
         optimizer=gradients // 4 * state_bytes(str(recipe["optim"])),
         files=files,
         runtime=runtime,
-        checkpointed=bool(recipe["gradient_checkpointing"]),
+        checkpointed=asks_checkpointing(recipe),
     )
     if is_fast(recipe, device):
         found = replace(found, checkpointed=checkpoints(recipe, trained, asked, found, memory))
@@ -230,7 +236,7 @@ def is_packed(recipe: StageRecipe, config: Any, device: str) -> bool:
 
 def checkpoints(recipe: StageRecipe, model: Any, asked: Asked, found: Need, memory: float) -> bool:
     """Whether the fast path has activations computed a second time, as `keep_activations` decides."""
-    if recipe.is_written("gradient_checkpointing") or not memory:
+    if decides_checkpointing(recipe) or not memory:
         return found.checkpointed
     rows = (2 if recipe.stage in PAIRS else 1) * asked.rows
     there = found.base + found.adapters + found.files + found.runtime

@@ -13,6 +13,7 @@ from toolkit.errors import UsageError
 from toolkit.preflight.look import Look
 from toolkit.preflight.memory import ROLLOUTS
 from toolkit.preflight.schedule import Plan, plan
+from toolkit.stages.fast_path import asks_checkpointing
 
 SUBJECT = "price"
 # The share of the peak that training gets, and of the memory's speed that sampling gets: low, likely,
@@ -116,9 +117,8 @@ def seconds(look: Look, found: Plan, device: Device, training: float, sampling: 
         sampling: the share of the memory's speed.
     """
     size, _ = weights(look.config)
-    passes = (
-        2 + 2 + 2 * bool(look.stage["gradient_checkpointing"])
-    )  # forth, back to the rows, again
+    # forth, back to the rows, again; on a GPU nothing else than the keys decides on the last
+    passes = 2 + 2 + 2 * asks_checkpointing(look.stage)
     if not look.stage.get("use_peft", True):
         passes += 2  # the gradients of the weights
     if look.stage.stage in ("dpo", "ppo"):

@@ -13,6 +13,8 @@ from toolkit.stages.disk import in_units
 from toolkit.stages.processes import on_cpu
 from toolkit.stages.terminal import note
 
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+"""The key, and its older name in transformers 5.23: the first wins where both are there."""
 ROOM = 0.5
 """Of the free memory, what activations may take before they are computed a second time instead."""
 
@@ -26,6 +28,17 @@ def is_fast(recipe: StageRecipe, device: str | None = None) -> bool:
     """
     there = on_cpu() if device is None else device == "cpu"
     return bool(there and recipe.get("fast") and recipe["use_peft"])
+
+
+def decides_checkpointing(recipe: StageRecipe) -> bool:
+    """Whether a recipe says itself if activations are computed a second time."""
+    return any(recipe.is_written(key) for key in CHECKPOINTING)
+
+
+def asks_checkpointing(recipe: StageRecipe) -> bool:
+    """What a recipe says of it, or TRL's default."""
+    new, old = (recipe.get(key) for key in CHECKPOINTING)
+    return bool(old if new is None else new)
 
 
 def there_is_room(needed: float, free: float) -> bool:
@@ -59,16 +72,17 @@ def keep_activations(
     """Turn gradient checkpointing off where the activations of a batch fit into memory.
 
     Args:
-        recipe: of which a written `gradient_checkpointing` wins.
+        recipe: which wins where it says something of it.
         args: changed in place.
         model: what is trained, before the trainer has it.
         longest: tokens of the longest row.
     """
-    if not is_fast(recipe) or recipe.is_written("gradient_checkpointing"):
+    if not is_fast(recipe) or decides_checkpointing(recipe):
         return
     needed = args.per_device_train_batch_size * longest * bytes_per_token(model)
     if there_is_room(needed, psutil.virtual_memory().available):
-        args.gradient_checkpointing = False
+        for key in CHECKPOINTING:  # the Trainer reads the first, TRL's trainers the second
+            setattr(args, key, False)
         note(f"gradient_checkpointing: false (not true), the {in_units(needed)} at most fit")
 
 
