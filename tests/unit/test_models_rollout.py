@@ -226,7 +226,7 @@ CONFIG = GenerationConfig(**KEYS)
         {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(10)])}, {"synced_gpus": True},
         {"custom_generate": decode}, {"past_key_values": None},
     ],
-    ids=str,
+    ids=lambda keys: next(iter(keys)),
 )  # fmt: skip
 def test_elsewhere_transformers_is_untouched(model, keys):
     given = asked() | KEYS | {"do_sample": True} | keys
@@ -246,7 +246,7 @@ def test_elsewhere_transformers_is_untouched(model, keys):
 
 @pytest.mark.parametrize(
     "keys", [{"guidance_scale": 1.5}, {"output_attentions": True}, {"exponential_decay_length_penalty": (3, 1.1)}],
-    ids=str,
+    ids=lambda keys: next(iter(keys)),
 )  # fmt: skip
 def test_what_counts_rows_or_steps_is_sampled_by_transformers(model, monkeypatch, keys):
     monkeypatch.setattr(rollout, "_read_once", None)

@@ -160,3 +160,17 @@ def test_what_is_saved_is_proved_to_the_bit(tiny_base, tmp_path):
         **COMMON | STAGES["sft"], model=str(tiny_base), output_dir=str(tmp_path), max_steps=2
     )
     assert result.manifest["verification"]["largest_difference"] == 0
+
+
+@pytest.mark.slow  # six hundred steps
+@pytest.mark.parametrize("bf16", [False, True])
+def test_over_200_steps_it_differs_less_than_another_seed(bf16, tiny_base, tmp_path):
+    curves = {}
+    for fast, seed in ((True, 3), (False, 3), (False, 4)):
+        run = tmp_path / f"{fast}-{seed}"
+        keys = COMMON | STAGES["sft"] | {"seed": seed, "learning_rate": 2e-3, "bf16": bf16}
+        toolkit.sft(**keys, model=str(tiny_base), output_dir=str(run), fast=fast, max_steps=200)
+        curves[fast, seed] = torch.tensor(losses_of(run))
+    ours, theirs, another = curves.values()
+    assert theirs[-1] < 0.7 * theirs[0]
+    assert (ours - theirs).norm() < 0.2 * (another - theirs).norm()
