@@ -82,10 +82,11 @@ def merge_while_generating(
     """
     base: Any = model.get_base_model()
     weights = {(weight.device.type, weight.dtype) for weight in base.parameters()}
-    if weights != {("cpu", torch.float32)}:
-        return
     upstream = base.generate
     sample = fast_generation(upstream, ended) if fast else upstream
+    if weights != {("cpu", torch.float32)}:
+        base.generate = sample
+        return
 
     @functools.wraps(upstream)
     def generate(*args: Any, **kwargs: Any) -> Any:
