@@ -79,10 +79,13 @@ def save_base(shape: dict[str, Any], dtype: str, folder: Path) -> None:
 
 
 def rows_of(stage: str, length: int) -> list[dict[str, Any]]:
-    """Rows of one length in tokens, which differ in the first: what rows share is computed once."""
+    """Rows of one length in tokens that differ in the first: what they share is computed once.
+
+    No word begins with a special token, which would be split off.
+    """
     text = " ".join(["w7"] * (length // 2 - 1))
     rest = " ".join(["w8"] * (length - length // 2 - 1))
-    starts = [f"w{number} {text}" for number in range(100, 164)]
+    starts = [f"w{number} {text}" for number in range(30, 94)]
     if stage in ("grpo", "ppo"):
         return [{"prompt": f"{start} {rest} w8"} for start in starts]
     if stage == "sft":
