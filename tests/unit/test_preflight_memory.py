@@ -5,7 +5,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from toolkit.models import adapters
 from toolkit.models.chatml import TokenizerChange
-from toolkit.preflight.memory import Asked, need
+from toolkit.preflight.asked import Asked
+from toolkit.preflight.memory import need
 from toolkit.preflight.weighing import Held, weightless
 from toolkit.recipe import recipe_from_keywords
 

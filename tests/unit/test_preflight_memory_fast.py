@@ -12,7 +12,8 @@ from toolkit.models import adapters
 from toolkit.models.chatml import TokenizerChange
 from toolkit.models.fast import attention
 from toolkit.models.fast.switch import speed_up
-from toolkit.preflight.memory import Asked, need
+from toolkit.preflight.asked import Asked
+from toolkit.preflight.memory import need
 from toolkit.stages.fast_path import ROOM, bytes_per_token
 
 CONFIG = LlamaConfig(**SHAPE | {"vocab_size": 5000}, attn_implementation="sdpa")

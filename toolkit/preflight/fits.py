@@ -9,8 +9,9 @@ import torch
 
 from toolkit.models.precision import accelerator, cpu_computes_bf16
 from toolkit.preflight import places
+from toolkit.preflight.asked import Asked, Need
 from toolkit.preflight.look import Look
-from toolkit.preflight.memory import PAIRS, ROLLOUTS, Asked, Need, dtype_of, need
+from toolkit.preflight.memory import PAIRS, ROLLOUTS, dtype_of, need
 from toolkit.preflight.price import device_named
 from toolkit.preflight.schedule import batches, plan, times
 from toolkit.recipe import StageRecipe

@@ -1,0 +1,86 @@
+"""`toolkit check` says what becomes of activations on a CPU, and what else is faster there."""
+
+import pytest
+import yaml
+
+from toolkit.preflight import checks, fits
+from toolkit.preflight.asked import Need
+from toolkit.preflight.findings import ERROR
+from toolkit.preflight.look import Options
+from toolkit.recipe import load_recipe
+
+
+@pytest.fixture
+def write(tiny_base, chats, tmp_path):
+    """Writes a recipe of stage sft, with keys changed or added."""
+
+    def written(**changed):
+        keys = {
+            "stage": "sft", "model_name_or_path": str(tiny_base), "dataset_name": str(chats),
+            "output_dir": str(tmp_path / "run"), "max_steps": 60, "lora_r": 4,
+            "per_device_train_batch_size": 4, "max_length": 512,
+        } | changed  # fmt: skip
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
+        return str(path)
+
+    return written
+
+
+def found(path, **options):
+    return checks.check(load_recipe(path), Options(**options))
+
+
+def lines(findings, level):
+    return [one.line for one in findings.found if one.level == level and one.subject == "memory"]
+
+
+def test_what_becomes_of_activations_is_said_and_can_be_changed(write):
+    kept = found(write())
+    facts = kept.facts["sft"]["memory"]
+    assert "activations are kept" in lines(kept, "ok")[0]
+    assert 0 < facts["scored"] < facts["length"]
+    room = facts["runtime"] + facts["base"] + facts["adapters"]
+    short = found(write(), memory=room + 10_000)
+    assert ", checkpointed: " in lines(short, ERROR)[0]
+    peaks = [
+        found(write(**keys), gpu="T4").facts["sft"]["memory"]["peak"]
+        for keys in ({"activation_checkpointing": False}, {"gradient_checkpointing": True})
+    ]
+    off = found(write(activation_checkpointing=False), gpu="T4", memory=sum(peaks) // 2)
+    error = next(one for one in off.found if one.level == ERROR)
+    assert error.fix.startswith("activation_checkpointing: true fits")
+
+
+def test_a_smaller_batch_comes_with_the_checkpointing_that_was_weighed(write, monkeypatch):
+    monkeypatch.setattr(
+        fits, "need", lambda *given, **_: Need(base=given[2].rows, checkpointed=True)
+    )
+    many = found(write(per_device_train_batch_size=16), memory=8)
+    fix = next(one for one in many.found if one.level == ERROR).fix
+    assert fix.startswith("gradient_checkpointing: true, per_device_train_batch_size 16 → 8 with")
+    upstream = found(write(per_device_train_batch_size=16, fast=False), memory=8)
+    fix = next(one for one in upstream.found if one.level == ERROR).fix
+    assert fix.startswith("per_device_train_batch_size 16 → 8 with")
+
+
+def test_that_bfloat16_would_be_faster_is_said_where_it_would(write, monkeypatch):
+    def said(**keys):
+        options = {"gpu": keys.pop("gpu", None)}
+        noted = lines(found(write(**keys), **options), "ok")
+        return any(line.startswith("bf16: true") for line in noted)
+
+    monkeypatch.setattr(fits, "cpu_computes_bf16", lambda: True)
+    assert not said()  # the base is too small
+    monkeypatch.setattr(fits, "LARGE", 1000)
+    assert said()
+    for keys in (
+        {"bf16": True},
+        {"bf16": False},
+        {"fast": False},
+        {"dtype": "bfloat16"},
+        {"gpu": "T4"},
+    ):
+        assert not said(**keys), keys
+    monkeypatch.setattr(fits, "cpu_computes_bf16", lambda: False)
+    assert not said()
