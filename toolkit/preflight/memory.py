@@ -295,11 +295,11 @@ def sampled(
     )
     cache = cached * (asked.prompt + asked.completion) // asked.prompt
     sampling = max(SAMPLING * 4 * vocabulary * asked.sampled, first)
-    return replace(found, cache=cache, sampling=sampling + merged(model, device))
+    return replace(found, cache=cache, sampling=sampling + merged(recipe, model, device))
 
 
-def merged(model: Any, device: str) -> int:
-    """Bytes of the copy that holds the policy while it samples; see `toolkit.models.merging`."""
+def merged(recipe: StageRecipe, model: Any, device: str) -> int:
+    """Bytes of the copies that hold the policy while it samples; see `toolkit.models.merging`."""
     if device != "cpu" or not isinstance(model, PeftModel):
         return 0
     layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")]
@@ -307,4 +307,5 @@ def merged(model: Any, device: str) -> int:
     base: Any = model.get_base_model()
     if {w.dtype for w in base.parameters()} != {torch.float32}:
         return 0
-    return bytes_of(weights)
+    is_half = recipe.get("fast", True) and mixed(recipe, device)
+    return bytes_of(weights) + (bytes_of(base.parameters()) // 2 if is_half else 0)
