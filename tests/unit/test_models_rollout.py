@@ -191,6 +191,13 @@ def test_completions_are_distributed_as_those_of_transformers(model):
     assert chi < 32, chi  # 12 degrees of freedom: over it once in 700 times; the seed is fixed
 
 
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (1 - 2**-53, 2)])
+def test_the_ends_of_the_numbers_are_tokens_that_can_be(monkeypatch, number, token):
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype: torch.full(shape, number, dtype=dtype))
+    scores = torch.tensor([[-torch.inf, 0.3, 0.4, -torch.inf]])
+    assert draw(scores).tolist() == [token]
+
+
 def test_a_score_that_is_no_number_is_an_error():
     with pytest.raises(RuntimeError, match="probability tensor"):
         draw(torch.tensor([[0.0, torch.nan]]))

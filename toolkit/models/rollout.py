@@ -115,7 +115,6 @@ def decode(
     while True:
         scores = logits_processor(ids, logits)
         tokens = draw(scores) if generation_config.do_sample else scores.argmax(dim=-1)
-        tokens = tokens.masked_fill(done, 0 if pad is None else int(pad))
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         before, done = done, done | stopping_criteria(ids, None)
         if done.all():
