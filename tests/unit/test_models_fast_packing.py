@@ -104,7 +104,8 @@ def attend(parts: list[Part], window: int | None = None, rounded=torch.float64):
             seen = [each for each in own if each <= token]
             mask[token, seen[-window:] if window else seen] = True
         start += part.size
-    ours = parts_attention(None, *tensors, None, parts=parts, sliding_window=window)[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounded is torch.bfloat16):
+        ours = parts_attention(None, *tensors, None, parts=parts, sliding_window=window)[0]
     same, exact = (
         scaled_dot_product_attention(*each, mask, enable_gqa=True).transpose(1, 2)
         for each in (tensors, [tensor.double() for tensor in tensors])

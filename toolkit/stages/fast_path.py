@@ -104,7 +104,7 @@ def kept_bytes(model: Any, tokens: int) -> int:
     def keep(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         seen[storage._cdata] = storage.nbytes()  # preflight's tensors all lie at 0
-        return tensor
+        return tensor.detach()  # with its graph it would hold itself for ever
 
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     device = base.get_input_embeddings().weight.device

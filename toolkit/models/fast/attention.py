@@ -71,16 +71,17 @@ def parts_attention(
             before = part.beginning
             own[1:] = [torch.cat([pieces[i][before], own[i]], dim=2) for i in (1, 2)]
         mask = seen(part.size, own[1].shape[2], kwargs.get("sliding_window"), own[0].dtype)
-        found.append(
-            scaled_dot_product_attention(
-                *own,
-                attn_mask=None if mask is None else mask.to(own[0].device),
-                dropout_p=kwargs.get("dropout", 0.0),
-                is_causal=mask is None,
-                scale=kwargs.get("scaling"),
-                enable_gqa=own[0].shape[1] != own[1].shape[1],
+        with torch.autocast("cpu", enabled=False):  # which would round to bfloat16 again
+            found.append(
+                scaled_dot_product_attention(
+                    *own,
+                    attn_mask=None if mask is None else mask.to(own[0].device),
+                    dropout_p=kwargs.get("dropout", 0.0),
+                    is_causal=mask is None,
+                    scale=kwargs.get("scaling"),
+                    enable_gqa=own[0].shape[1] != own[1].shape[1],
+                )
             )
-        )
     return torch.cat(found, dim=2).transpose(1, 2).to(dtype).contiguous(), None
 
 
