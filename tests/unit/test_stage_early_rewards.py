@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -107,7 +108,9 @@ def test_a_reward_is_asked_while_others_are_sampled(base, tmp_path, monkeypatch)
     def watched(self, *args, **kwargs):
         sampling.set()
         try:
-            return turn(self, *args, **kwargs)
+            found = turn(self, *args, **kwargs)
+            time.sleep(1)  # the other thread may be slow to begin
+            return found
         finally:
             sampling.clear()
 
