@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -59,3 +60,14 @@ def save_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def save_recipe(path: Path, base: Path, data: Path, **changed: Any) -> str:
+    """A recipe of stage sft, its run beside it, with keys changed or added; returns where."""
+    keys = {
+        "stage": "sft", "model_name_or_path": str(base), "dataset_name": str(data),
+        "output_dir": str(path.parent / "run"), "max_steps": 60, "lora_r": 4,
+        "per_device_train_batch_size": 4,
+    } | changed  # fmt: skip
+    path.write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
+    return str(path)

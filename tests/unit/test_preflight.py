@@ -25,14 +25,8 @@ def write(tiny_base, chats, tmp_path):
     """Writes a recipe of one stage, with keys changed or added."""
 
     def written(**changed):
-        keys = {
-            "stage": "sft", "model_name_or_path": str(tiny_base), "dataset_name": str(chats),
-            "output_dir": str(tmp_path / "run"), "max_steps": 60, "lora_r": 4,
-            "per_device_train_batch_size": 4, "save_steps": 20,
-        } | changed  # fmt: skip
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
-        return str(path)
+        return tiny.save_recipe(path, tiny_base, chats, **({"save_steps": 20} | changed))
 
     return written
 

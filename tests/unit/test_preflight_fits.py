@@ -1,8 +1,8 @@
 """`toolkit check` says what becomes of activations on a CPU, and what else is faster there."""
 
 import pytest
-import yaml
 
+from tests import tiny
 from toolkit.preflight import checks, fits
 from toolkit.preflight.asked import Need
 from toolkit.preflight.findings import ERROR
@@ -15,14 +15,8 @@ def write(tiny_base, chats, tmp_path):
     """Writes a recipe of stage sft, with keys changed or added."""
 
     def written(**changed):
-        keys = {
-            "stage": "sft", "model_name_or_path": str(tiny_base), "dataset_name": str(chats),
-            "output_dir": str(tmp_path / "run"), "max_steps": 60, "lora_r": 4,
-            "per_device_train_batch_size": 4, "max_length": 512,
-        } | changed  # fmt: skip
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(keys, sort_keys=False), encoding="utf-8")
-        return str(path)
+        return tiny.save_recipe(path, tiny_base, chats, **({"max_length": 512} | changed))
 
     return written
 

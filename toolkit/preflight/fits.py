@@ -85,7 +85,8 @@ def tell_of_bf16(look: Look, kind: str) -> None:
         return
     if cpu_computes_bf16():
         look.ok(
-            SUBJECT, "bf16: true makes a step about twice as fast on this CPU, rounded to bfloat16"
+            SUBJECT,
+            "bf16: true makes a step some 1.5 times as fast on this CPU, rounded to bfloat16",
         )
 
 
