@@ -9,6 +9,7 @@ from tests import tiny, tiny_ppo
 from tests.closeness import assert_close
 from toolkit.models.as_it_was import AsItWas
 from toolkit.models.fast import packing, switch
+from toolkit.models.fast.attention import seen
 from toolkit.models.fast.switch import speed_up
 from toolkit.models.heads import add_scalar_heads
 from toolkit.models.value import VALUE, add_value_adapter
@@ -95,6 +96,17 @@ def test_padding_and_shared_beginnings_are_not_computed(tiny_base):
     layer.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape[1]))
     scored(model, BATCHES["right"])
     assert rows == [sum(LENGTHS) - 16]
+
+
+def test_masks_of_a_batch_are_not_kept_for_the_next(tiny_base):
+    model, sizes = ready(tiny_base), []
+    assert speed_up(model.get_base_model()) is None
+    for shared in (16, 12, 10):
+        given = batch()
+        given["input_ids"][1, shared:16] += 1
+        model(**given)
+        sizes.append(seen.cache_info().currsize)
+    assert sizes[0] == sizes[1] == sizes[2] > 0
 
 
 def test_positions_without_labels_are_not_scored(tiny_base, monkeypatch):

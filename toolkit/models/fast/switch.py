@@ -13,7 +13,7 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from trl.trainer import utils as trl_utils
 
-from toolkit.models.fast.attention import PARTS
+from toolkit.models.fast.attention import PARTS, seen
 from toolkit.models.fast.head import LabelLogProbs
 from toolkit.models.fast.packing import pack, rows_of
 
@@ -90,6 +90,7 @@ def packed_forward(upstream: Callable[..., Any]) -> Callable[..., Any]:
         if rows is None:
             return upstream(input_ids=input_ids, **kwargs)
         packed = pack(rows, input_ids.numel())
+        seen.cache_clear()  # the masks of another batch, as large as its longest rows squared
         where = input_ids.device
         said = upstream(
             input_ids=input_ids.flatten()[packed.slots.to(where)][None],
