@@ -58,6 +58,13 @@ TABLE: tuple[tuple[str, str, dict[str, Any], str, int, dict[str, Any]], ...] = (
     ("QLoRA", "ppo", WIDE, "float32", 48,
      {"per_device_train_batch_size": 2, "max_completion_length": 16} | QLORA),
     ("QLoRA", "dpo", WIDE, "float32", 96, {"per_device_train_batch_size": 1} | QLORA),
+    ("LoRA, bf16: true", "sft", BASE, "float32", 128,
+     {"per_device_train_batch_size": 4, "bf16": True}),
+    ("LoRA, bf16: true", "sft", WIDE, "float32", 96,
+     {"per_device_train_batch_size": 2, "bf16": True}),
+    ("LoRA, bf16: true", "grpo", WIDE, "float32", 64,
+     {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 16,
+      "bf16": True}),
 )  # fmt: skip
 
 

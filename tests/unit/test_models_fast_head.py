@@ -93,6 +93,11 @@ def test_under_autocast_it_rounds_no_more_than_trl():
     assert_close(
         said[0][0].detach(), said[1][0].detach(), tolerance=1e-6
     )  # logits are rounded alike
+    logits = (hidden.bfloat16() @ weight.bfloat16().t()).float()
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    assert_close(
+        said[0][1].detach(), entropy.detach(), tolerance=1e-4
+    )  # of them, not rounded again
     off = [(torch.autograd.grad(each[0] @ wish, hidden)[0] - exact).norm() for each in said]
     assert off[0] <= 1.5 * off[1]
 

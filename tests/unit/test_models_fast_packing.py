@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.closeness import assert_close
+from toolkit.models.fast import attention
 from toolkit.models.fast.attention import Part, parts_attention
 from toolkit.models.fast.packing import SHARED, Row, grouped, pack, rows_of
 
@@ -56,6 +57,11 @@ def test_few_tokens_and_other_positions_are_not_shared():
     assert [share for share, _ in grouped(moved)] == [0, 0]
 
 
+def test_what_a_row_has_for_itself_does_not_keep_it_out():
+    endings = [[number] * 30 for number in (31, 32, 33)]
+    assert grouped(rows(*([*LONG, *each] for each in endings))) == [(20, [0, 1, 2])]
+
+
 def test_a_group_is_not_cut_for_one_that_shares_less():
     """Two rows alike to token 20, and one to token 9: the two stay together."""
     groups = grouped(rows([*LONG, 31], [*LONG, 32], [*LONG[:9], 99]))
@@ -80,6 +86,7 @@ def test_every_slot_finds_what_was_computed_of_it(ids, left):
     assert torch.equal(taken[packed.places][real], batch.flatten()[real])
     columns = torch.arange(length).repeat(len(ids))
     assert torch.equal(packed.positions[packed.places][real], columns[real])
+    assert all(part.size for part in packed.parts)
     assert sum(part.size for part in packed.parts) == len(packed.slots) <= int(real.sum())
     # what stands before a token within its parts is its own row, to the token
     ends = torch.tensor([part.size for part in packed.parts]).cumsum(0).tolist()
@@ -126,6 +133,21 @@ def test_bfloat16_is_attended_in_float32():
     ours, rounded, exact = attend(PARTS, rounded=torch.bfloat16)
     assert ours.dtype is torch.bfloat16
     assert (ours - exact).norm() < (rounded - exact).norm()
+
+
+def test_the_kernel_has_float32_without_autocast_and_what_the_layer_asks(monkeypatch):
+    seen = []
+
+    def kernel(query, *others, **asked):
+        autocast = torch.is_autocast_enabled("cpu")
+        seen.append((query.dtype, asked["scale"], asked["dropout_p"], autocast))
+        return scaled_dot_product_attention(query, *others, **asked)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", kernel)
+    query = torch.randn(1, 4, 21, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts_attention(None, query, query, query, None, parts=PARTS, scaling=0.3, dropout=0.1)
+    assert seen == [(torch.float32, 0.3, 0.1, False)] * len(PARTS)
 
 
 def test_without_parts_it_is_transformers():

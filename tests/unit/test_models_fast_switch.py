@@ -121,10 +121,25 @@ def test_positions_without_labels_are_not_scored(tiny_base, monkeypatch):
     assert seen == [int((BATCHES["right"]["labels"] != -100).sum())]
 
 
+@pytest.mark.parametrize("head", ["with a bias", "trained whole"])
+def test_a_head_that_is_not_frozen_is_left_to_trl(tmp_path, head):
+    base = tiny.save_base(tmp_path / "base", tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if head == "with a bias":
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(model.config.vocab_size))
+    add_fused_lm_head(model, outputs=MEASURED)
+    model.requires_grad_(False).model.layers[0].requires_grad_(True)
+    model.lm_head.weight.requires_grad_(head == "trained whole")
+    theirs = scored(model, BATCHES["right"])
+    assert speed_up(model) is None
+    assert_same(scored(model, BATCHES["right"]), theirs)
+
+
 def test_with_checkpointing_it_is_the_same(tiny_base):
     model = ready(tiny_base)
     theirs = scored(model, BATCHES["right"])
     speed_up(model.get_base_model())
+    assert model.get_base_model().model.training
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()
     assert_same(scored(model, BATCHES["right"]), theirs)
@@ -159,17 +174,22 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_trl(tiny_base):
 
 
 def test_nothing_else_changes(tiny_base):
-    """Logits of a padded batch, and what is generated."""
+    """Logits of a padded batch, what is generated, and what else is asked for."""
     model = ready(tiny_base).eval()
     given = {key: BATCHES["left"][key] for key in ("input_ids", "attention_mask")}
 
     def said():
         with torch.no_grad():
             written = model.generate(**given, max_new_tokens=8, do_sample=False)
-            return model(**given).logits[given["attention_mask"].bool()], written
+            said = model(**given, output_hidden_states=True)
+            assert said.past_key_values.layers[0].keys.shape[0] == len(LENGTHS)
+            more = model(**given, use_cache=False, output_hidden_states=True)
+            assert more.hidden_states[1].shape[:2] == given["input_ids"].shape
+            return said.logits[given["attention_mask"].bool()], written
 
     theirs = said()
     speed_up(model.get_base_model())
+    assert not any(module.training for module in model.modules())
     ours = said()
     assert_close(ours[0], theirs[0], tolerance=1e-4)
     assert torch.equal(ours[1], theirs[1])

@@ -1,5 +1,6 @@
 """The estimate of memory: parts that can be counted exactly, and what must follow from keys."""
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -110,5 +111,7 @@ def test_a_gpu_computes_in_half_precision_and_keeps_float32_weights():
     here, there = weighed(fast=False), weighed(device="cuda")
     assert there.base == here.base
     assert there.gradients == here.gradients
-    assert 0.4 < there.activations / here.activations < 0.7
     assert there.logits < here.logits
+    half = weighed(device="cuda", dtype="bfloat16")
+    assert half.base == pytest.approx(here.base / 2, rel=1e-3)
+    assert 0.4 < half.activations / here.activations < 0.7

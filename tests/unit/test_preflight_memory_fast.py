@@ -59,6 +59,20 @@ def test_activations_are_those_of_rows_without_padding(name, rows, prompts):
     assert found.activations == pytest.approx(kept(model, ids), rel=0.03)
 
 
+def test_under_autocast_frozen_weights_are_kept_in_bfloat16_too():
+    found = weighed(gradient_checkpointing=False, bf16=True)
+    model = adapted().train()
+    assert speed_up(model.get_base_model()) is None
+    ids = torch.randint(5000, (ASKED.rows, ASKED.length))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert found.activations == pytest.approx(kept(model, ids), rel=0.05)
+
+
+def test_a_rollout_in_bfloat16_holds_the_weights_twice_more():
+    half, full = (weighed("grpo", replace(ASKED, sampled=4), bf16=bf16) for bf16 in (True, False))
+    assert half.sampling - full.sampling == pytest.approx(half.base / 2, rel=0.1)
+
+
 def test_prompts_that_are_shared_are_computed_once():
     keys = {"gradient_checkpointing": False}
     alone, shared = (weighed("grpo", replace(ASKED, prompts=n, sampled=4), **keys) for n in (4, 1))

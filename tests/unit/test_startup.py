@@ -16,7 +16,7 @@ HEAVY = {
 }  # fmt: skip
 MOST_MODULES = 260  # 205 are loaded by the largest of these; Python itself loads some 40
 NOT_FOR_SFT = {
-    "evaluate", "jsonschema", "math_verify", "matplotlib", "py3langid", "scipy", "sklearn", "vllm",
+    "evaluate", "jsonschema", "torch._inductor.compile_fx", "math_verify", "matplotlib", "py3langid", "scipy", "sklearn", "vllm",
     "wandb", "trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer", "trl.trainer.reward_trainer",
     "toolkit.data.pairs", "toolkit.inference.serving", "toolkit.preflight",
     "toolkit.rewards.sandbox", "toolkit.stages.dpo", "toolkit.stages.evaluate",

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from toolkit.preflight.weighing import (
     FUSED,
     Held,
     Quantized,
+    autocast,
     bytes_of,
     quantize,
     swapped,
@@ -123,14 +125,20 @@ def weigh(
         parts = parts_of(rows, asked.length, asked.completion, prompts)
         backbone: Any = trained.get_base_model().base_model
         backbone.forward = packed(backbone.forward, parts)
-    if mixed(recipe, device):
+    copies = merged(recipe, trained, device) if recipe.stage in ROLLOUTS else 0
+    rounds = mixed(recipe, device)
+    in_float32 = {weight.dtype for weight in trained.parameters()} == {torch.float32}
+    if rounds:
         trained.to(torch.bfloat16)  # what goes through it; the weights were counted as they are
     if recipe.stage in ROLLOUTS:
-        found = sampled(recipe, trained, asked, device, held, found)
+        found = sampled(recipe, trained, asked, held, found, copies)
+    if rounds and in_float32:
+        trained.float()
     for weight in weights:  # of the batches before, with accumulation
         weight.grad = torch.zeros_like(weight)
     del weights
-    return stepped(recipe, trained, asked, device, held, found)
+    with autocast() if rounds and in_float32 else nullcontext():
+        return stepped(recipe, trained, asked, device, held, found)
 
 
 def is_packed(recipe: StageRecipe, config: Any, device: str) -> bool:
@@ -277,9 +285,9 @@ def loss_of(recipe: StageRecipe, model: Any, ids: Tensor) -> Tensor:
 
 
 def sampled(
-    recipe: StageRecipe, model: Any, asked: Asked, device: str, held: Held, found: Need
+    recipe: StageRecipe, model: Any, asked: Asked, held: Held, found: Need, copies: int
 ) -> Need:
-    """With what a rollout needs while it is sampled."""
+    """With what a rollout needs while it is sampled, and the bytes of the copies that hold the policy."""
     if recipe["use_vllm"]:
         return found
     model.eval()
@@ -295,7 +303,7 @@ def sampled(
     )
     cache = cached * (asked.prompt + asked.completion) // asked.prompt
     sampling = max(SAMPLING * 4 * vocabulary * asked.sampled, first)
-    return replace(found, cache=cache, sampling=sampling + merged(recipe, model, device))
+    return replace(found, cache=cache, sampling=sampling + copies)
 
 
 def merged(recipe: StageRecipe, model: Any, device: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -99,6 +100,28 @@ def swapped(module: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    """Inside the block a float32 model computes as under torch's own, which has none for these tensors.
+
+    Its matrices are rounded wherever they are used, and these copies kept for the backward pass.
+    """
+
+    def rounded(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def of(*given: Any) -> Tensor:
+            return product(*(each if each is None else each.to(torch.bfloat16) for each in given))
+
+        return of
+
+    with (
+        swapped(functional, "linear", rounded(functional.linear)),
+        swapped(torch, "addmm", rounded(torch.addmm)),  # of transformers' Conv1D
+        swapped(torch, "is_autocast_enabled", lambda *device: True),  # which heads ask
+        swapped(torch, "get_autocast_dtype", lambda *device: torch.bfloat16),
+    ):
+        yield
 
 
 def bytes_of(weights: Any) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from peft.utils.other import TrainableTokensWrapper
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.trainer import utils as trl_utils
 
 from toolkit.models.fast.attention import PARTS, seen
@@ -69,11 +70,11 @@ def slow_down(base: Any) -> None:
 
 def compile_parts(base: Any) -> None:
     """Compile what a layer has beside its attention, whose parts are other ones in every batch."""
-    layers = next(each for each in base.base_model.children() if isinstance(each, nn.ModuleList))
-    for layer in layers:
-        for name, child in layer.named_children():
-            if "attn" not in name:
-                child.compile(dynamic=True)
+    for layer in base.base_model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):  # as transformers' own all are
+            for name, child in layer.named_children():
+                if "attn" not in name:
+                    child.compile(dynamic=True)
 
 
 def packed_forward(upstream: Callable[..., Any]) -> Callable[..., Any]:
