@@ -3,10 +3,10 @@
 Everything here loads what it needs when it is called; importing the package loads no torch.
 """
 
-import importlib
 import os
 from typing import Any
 
+from toolkit.importing import import_at_once
 from toolkit.quiet import quiet_libraries
 
 # Set before anything of the Hub is imported: TRL reports every trainer's start otherwise.
@@ -39,11 +39,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "rewards":
-        return importlib.import_module("toolkit.rewards")
+        return import_at_once("toolkit.rewards")
     if name not in _HOMES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
     quiet_libraries()
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(import_at_once(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

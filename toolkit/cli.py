@@ -15,6 +15,7 @@ from toolkit.commands.overview import RUN_FLAGS, overview, stage_help
 from toolkit.commands.use import chat, serve
 from toolkit.commands.words import count, parser
 from toolkit.errors import RecipeError, ToolkitError, TrainingError, UsageError
+from toolkit.importing import import_at_once
 from toolkit.quiet import quiet_libraries
 from toolkit.recipe import (
     STAGES,
@@ -174,8 +175,7 @@ def execute(recipe: Recipe, asked: argparse.Namespace, words: list[str] | None =
     from toolkit.artifacts import allowed
 
     recipe = allowed.asked_for(recipe, asked.allow_change, fresh_optimizer=asked.fresh_optimizer)
-    from toolkit import pipeline
-
+    pipeline = import_at_once("toolkit.pipeline")
     until = getattr(asked, "until", None)
     pipeline.run_recipe(recipe, overwrite=asked.overwrite, until=until, words=words)
     return 0

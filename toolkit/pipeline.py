@@ -1,6 +1,5 @@
 """Stages in order: skip what is finished, resume what is not, hand each adapter to the next."""
 
-import importlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from toolkit.artifacts import allowed, inputs, manifest, plots
 from toolkit.artifacts.inside import check_inside
 from toolkit.artifacts.manifest import RunResult, StageResult
 from toolkit.errors import HubError, RecipeError
+from toolkit.importing import import_at_once
 from toolkit.models import kept
 from toolkit.recipe import Recipe, StageRecipe, load_recipe
 from toolkit.report import page as report
@@ -308,4 +308,4 @@ def tell_defaults(stage: StageRecipe) -> None:
 
 def stage_module(stage: str) -> Any:
     """The module of a stage."""
-    return importlib.import_module(f"toolkit.stages.{stage}")
+    return import_at_once(f"toolkit.stages.{stage}")

@@ -91,8 +91,6 @@ def test_rows_that_have_ended_are_dropped(base, monkeypatch):
         monkeypatch.setattr(rollout, "DROP", share)
         return seconds(model, ids, eos_token_id=END, max_new_tokens=1000)
 
-    for share in (0.01, 0.5):
-        compared(f"rows dropped at 0.25, beside {share}", lambda: at(0.25), lambda s=share: at(s))
     assert compared("rows dropped", lambda: at(0.25), lambda: at(2)) >= 1.05
 
 

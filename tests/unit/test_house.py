@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "toolkit"
 FLOORS = {
-    "errors": 0, "quiet": 0, "recipe": 1, "artifacts": 2, "data": 2, "models": 2, "rewards": 3,
+    "errors": 0, "importing": 0, "quiet": 0, "recipe": 1, "artifacts": 2, "data": 2, "models": 2, "rewards": 3,
     "inference": 4, "evaluation": 5, "stages": 6, "report": 6, "pipeline": 7, "preflight": 8,
     "environment": 7, "first_recipe": 7, "launching": 7, "verification": 7, "from_python": 8, "commands": 9, "cli": 10, "__main__": 11, "__init__": 1,
 }  # fmt: skip

@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 
 from toolkit.commands.words import count, seconds
 from toolkit.errors import ToolkitError
+from toolkit.importing import import_at_once
 from toolkit.recipe import Recipe
 
 USAGE = (
@@ -40,6 +41,7 @@ def broken(error: ToolkitError) -> int:
 
 def check(recipe: Recipe, asked: argparse.Namespace) -> int:
     """Check a resolved recipe and print what was found; returns the exit code."""
+    import_at_once("toolkit.preflight.checks")
     from toolkit.preflight import checks, page
     from toolkit.preflight.look import Options
     from toolkit.stages import terminal
