@@ -71,8 +71,12 @@ def test_a_quick_command_loads_nothing_heavy(words, tmp_path):
 
 
 def test_a_run_loads_what_its_stage_needs(tmp_path):
-    there = loaded("import toolkit.cli, toolkit.pipeline, toolkit.stages.sft", tmp_path)
+    still_compiles = "import os; assert 'TORCHDYNAMO_DISABLE' not in os.environ"
+    there = loaded(
+        f"import toolkit.cli, toolkit.pipeline, toolkit.stages.sft; {still_compiles}", tmp_path
+    )
     assert "trl.trainer.sft_trainer" in there
+    assert "bitsandbytes" in there
     assert not there & NOT_FOR_SFT
 
 
