@@ -122,10 +122,10 @@ def test_rewards_begin_early(base, tmp_path, monkeypatch):
 
         judge.row_by_row = early
         trainer = toolkit.build(
-            "grpo", model_name_or_path=str(base), reward_funcs=[judge], max_steps=3,
-            train_dataset=Dataset.from_list(rows_of("grpo", SHAPE, 3, words())), lora_r=16,
+            "grpo", model_name_or_path=str(base), reward_funcs=[judge], max_steps=2,
+            train_dataset=Dataset.from_list(rows_of("grpo", SHAPE, 2, words())), lora_r=16,
             per_device_train_batch_size=COMPLETIONS, num_generations=COMPLETIONS,
-            max_completion_length=1000, output_dir=str(tmp_path / str(early)), save_strategy="no",
+            max_completion_length=256, output_dir=str(tmp_path / str(early)), save_strategy="no",
         )  # fmt: skip
         begun = time.perf_counter()
         trainer.train()

@@ -66,6 +66,7 @@ def slow_down(base: Any) -> None:
         base.set_attn_implementation("sdpa")
     for module in base.modules():
         module._compiled_call_impl = None
+    seen.cache_clear()
 
 
 def compile_parts(base: Any) -> None:
