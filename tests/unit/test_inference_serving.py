@@ -201,7 +201,8 @@ def test_more_than_may_wait_are_sent_away(loaded, monkeypatch):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_nothing_is_written_for_a_client_that_has_gone(loaded, monkeypatch, stream):
-    with serving(loaded) as (client, server, scheduler), slow_steps(monkeypatch) as seen:
+    # so slow that no answer ends by chance before its client goes
+    with serving(loaded) as (client, server, scheduler), slow_steps(monkeypatch, 0.2) as seen:
         body = {"model": "sft", "messages": HELLO, "max_tokens": 900, "stream": stream}
         if stream:
             with client.stream("POST", CHAT, json=body) as response:
