@@ -1,4 +1,4 @@
-"""Large libraries are imported without the garbage collector, which is as it was afterwards."""
+"""Large libraries are imported without the garbage collector, which goes on afterwards."""
 
 import gc
 import sys
@@ -7,6 +7,23 @@ import weakref
 import pytest
 
 from toolkit.importing import import_at_once
+
+
+@pytest.fixture(autouse=True)
+def nothing_frozen():
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(params=["before torch", "after torch"])
+def is_first(request, monkeypatch):
+    """Whether torch is not there yet."""
+    if request.param == "before torch":
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        return True
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch", sys))
+    return False
 
 
 @pytest.fixture
@@ -18,35 +35,66 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("imported_once", None)
 
 
-def test_the_collector_rests_and_goes_on(module):
+class Ring:
+    """An object that only the collector can free."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_the_collector_rests_and_goes_on(module, is_first):
     assert not import_at_once(module).collected
     assert gc.isenabled()
-    assert not gc.get_freeze_count()
+    assert bool(gc.get_freeze_count()) == is_first
 
 
+@pytest.mark.usefixtures("is_first")
 def test_it_goes_on_after_an_error():
     with pytest.raises(ModuleNotFoundError):
         import_at_once("no_such_module_here")
     assert gc.isenabled()
 
 
+@pytest.mark.usefixtures("is_first")
 def test_garbage_of_before_is_found(module):
-    class Thing:
-        pass
-
-    thing = Thing()
-    thing.itself = thing
-    there = weakref.ref(thing)
-    del thing
+    ring = Ring()
+    there = weakref.ref(ring)
+    del ring
     import_at_once(module)
     gc.collect()
     assert there() is None
 
 
+def test_what_becomes_garbage_is_found_where_models_may_be_among_it(module, is_first):
+    ring = Ring()
+    there = weakref.ref(ring)
+    import_at_once(module)
+    del ring
+    gc.collect()
+    assert (there() is not None) == is_first
+
+
+def test_what_nobody_refers_to_is_freed_as_ever(module, is_first):
+    held = Ring()
+    held.itself = None
+    there = weakref.ref(held)
+    import_at_once(module)
+    del held
+    assert there() is None
+
+
+@pytest.mark.usefixtures("is_first")
 def test_what_somebody_has_frozen_stays_so(module):
     gc.freeze()
+    frozen = gc.get_freeze_count()
+    assert not import_at_once(module).collected
+    assert gc.get_freeze_count() >= frozen
+
+
+def test_where_the_collector_was_off_it_stays_off(module):
+    gc.disable()
     try:
-        assert import_at_once(module).collected
-        assert gc.get_freeze_count()
+        import_at_once(module)
+        assert not gc.isenabled()
     finally:
-        gc.unfreeze()
+        gc.enable()

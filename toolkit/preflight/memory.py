@@ -15,6 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from toolkit.models import adapters, reward
 from toolkit.models.chatml import TokenizerChange
+from toolkit.models.fast.lora import add_in_place
 from toolkit.models.fast.switch import LAYERS
 from toolkit.models.heads import add_scalar_heads
 from toolkit.models.switching import checkpoint_through
@@ -125,6 +126,7 @@ def weigh(
         parts = parts_of(rows, asked.length, asked.completion, prompts)
         backbone: Any = trained.get_base_model().base_model
         backbone.forward = packed(backbone.forward, parts)
+        add_in_place(trained)
     copies = merged(recipe, trained, device) if recipe.stage in ROLLOUTS else 0
     rounds = mixed(recipe, device)
     in_float32 = {weight.dtype for weight in trained.parameters()} == {torch.float32}

@@ -16,7 +16,9 @@ from trl.trainer import utils as trl_utils
 
 from toolkit.models.fast.attention import PARTS, seen
 from toolkit.models.fast.head import LabelLogProbs
+from toolkit.models.fast.lora import add_in_place
 from toolkit.models.fast.packing import pack, rows_of
+from toolkit.models.fast.replaced import bring_back, replace
 
 LAYERS = {"full_attention", "sliding_attention"}
 CLOSE = 1e-3
@@ -32,7 +34,7 @@ KNOWN = {
 
 
 def speed_up(base: Any) -> str | None:
-    """Have a model compute neither padding nor positions without loss.
+    """Have a model compute neither padding nor positions without loss, and add LoRA's updates in place.
 
     Args:
         base: of transformers, with or without LoRA layers, and with TRL's fused head where it is
@@ -47,24 +49,24 @@ def speed_up(base: Any) -> str | None:
     if config._attn_implementation != "sdpa" or others:
         return f"its attention is {', '.join(sorted(others)) or config._attn_implementation}"
     backbone = base.base_model
-    upstream, scoring = backbone.forward, base.forward
+    upstream = backbone.forward
     base.set_attn_implementation(PARTS)
-    backbone.forward = packed_forward(upstream)
+    replace(backbone, packed_forward(upstream))
     if not agree(backbone, upstream):
-        backbone.forward = upstream
+        bring_back(backbone)
         base.set_attn_implementation("sdpa")
         return "without padding it gave other numbers"
-    base.forward = labelled_forward(base, scoring)
+    replace(base, labelled_forward(base, base.forward))
+    add_in_place(base)
     return None
 
 
 def slow_down(base: Any) -> None:
     """Have a model compute its batches as upstream does again, to the bit."""
-    forward = vars(base.base_model).get("forward")
-    if hasattr(forward, "packs"):
-        base.base_model.forward = forward.packs
+    if base.config._attn_implementation == PARTS:
         base.set_attn_implementation("sdpa")
     for module in base.modules():
+        bring_back(module)
         module._compiled_call_impl = None
     seen.cache_clear()
 
@@ -106,8 +108,6 @@ def packed_forward(upstream: Callable[..., Any]) -> Callable[..., Any]:
         said.last_hidden_state = states.view(*input_ids.shape, -1)
         return said
 
-    marked: Any = forward
-    marked.packs = upstream
     return forward
 
 
