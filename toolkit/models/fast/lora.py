@@ -31,19 +31,20 @@ def lora_forward(layer: Linear) -> Any:
 
     @functools.wraps(upstream)
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        below: Any = layer.base_layer
-        name = adapter_of(layer)
+        own: Any = layer
+        below, name = own.base_layer, adapter_of(layer)
         if name is None or args or kwargs or type(below) is not nn.Linear:
             return upstream(x, *args, **kwargs)
-        up = layer.lora_B[name]
+        up = own.lora_B[name]
         casts = torch.is_autocast_enabled(x.device.type)
         if up.bias is not None or not (casts or below.weight.dtype == up.weight.dtype):
             return upstream(x, *args, **kwargs)
-        flat = x.reshape(-1, x.shape[-1])  # what is computed of a view cannot be added to in place
+        # of three dimensions the result would be a view, whose gradient is copied if it is added to
+        flat = x.reshape(-1, x.shape[-1])
         said = below(flat)
-        rank = layer.lora_A[name](layer.lora_dropout[name](flat))
+        rank = own.lora_A[name](own.lora_dropout[name](flat))
         weight = up.weight.to(said.dtype)  # autocast leaves out what is done in place
-        said.addmm_(rank, weight.t(), alpha=layer.scaling[name])
+        said.addmm_(rank, weight.t(), alpha=own.scaling[name])
         return said.view(*x.shape[:-1], -1)
 
     return forward
