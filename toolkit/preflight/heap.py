@@ -3,7 +3,7 @@
 torch asks for blocks at addresses that are multiples of 64. glibc takes a larger piece for it and gives
 the rest back; when something small has taken that rest, the hole that the block leaves is too small
 for another block of its size, and the heap grows. How often that happens is not to be known; ONE_IN
-was chosen once, by the table in docs/preflight.md.
+was chosen by the table in docs/preflight.md.
 """
 
 import bisect
@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from statistics import median
 
-ONE_IN = 12  # rests that something small takes
+ONE_IN = 14  # rests that something small takes
 SPARE = 96  # bytes beside an aligned block: glibc 2.36, _int_memalign
 SMALL = 4096  # bytes, below which a block finds a place of its size again
 MAPPED = 128 * 2**10  # above it a block is mapped, and given back at once; it grows

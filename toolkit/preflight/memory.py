@@ -126,7 +126,6 @@ def weigh(
         parts = parts_of(rows, asked.length, asked.completion, prompts)
         backbone: Any = trained.get_base_model().base_model
         backbone.forward = packed(backbone.forward, parts)
-        add_in_place(trained)
     copies = merged(recipe, trained, device) if recipe.stage in ROLLOUTS else 0
     rounds = mixed(recipe, device)
     in_float32 = {weight.dtype for weight in trained.parameters()} == {torch.float32}
@@ -136,6 +135,8 @@ def weigh(
         found = sampled(recipe, trained, asked, held, found, copies)
     if rounds and in_float32:
         trained.float()
+    if packs:
+        add_in_place(trained)  # not before: what samples has the adapter inside its copies
     for weight in weights:  # of the batches before, with accumulation
         weight.grad = torch.zeros_like(weight)
     del weights
