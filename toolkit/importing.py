@@ -1,9 +1,13 @@
-"""Large libraries are imported without looking for garbage among what they have just made."""
+"""Large libraries are imported without looking for garbage among what they have just made, and once."""
 
+import functools
 import gc
 import importlib
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 
 def import_at_once(name: str) -> ModuleType:
@@ -25,7 +29,8 @@ def import_at_once(name: str) -> ModuleType:
         gc.collect()
     gc.disable()
     try:
-        return importlib.import_module(name)
+        with unbounded_caches():
+            return importlib.import_module(name)
     finally:
         if is_first:
             gc.freeze()
@@ -33,3 +38,22 @@ def import_at_once(name: str) -> ModuleType:
             gc.freeze()
             gc.unfreeze()  # into the oldest generation, without a look at them
         gc.enable()
+
+
+@contextmanager
+def unbounded_caches() -> Iterator[None]:
+    """Inside the block what is decorated with a bare `functools.lru_cache` keeps all it was asked.
+
+    transformers 5.23 (utils/import_utils.py) looks through the sources of all its models for their
+    names, and does it twice: 128 places, which such a cache has, are too few for its 550 folders.
+    """
+    bounded = functools.lru_cache
+
+    def lru_cache(maxsize: int | Callable[..., Any] | None = 128, typed: bool = False) -> Any:
+        return bounded(None)(maxsize) if callable(maxsize) else bounded(maxsize, typed)
+
+    functools.lru_cache = lru_cache  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functools.lru_cache = bounded

@@ -1,6 +1,8 @@
 """Large libraries are imported without the garbage collector, which goes on afterwards."""
 
+import functools
 import gc
+import subprocess
 import sys
 import weakref
 
@@ -30,7 +32,11 @@ def is_first(request, monkeypatch):
 def module(tmp_path, monkeypatch):
     """The name of one that says whether it was imported with the collector on."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "imported_once.py").write_text("import gc\ncollected = gc.isenabled()\n")
+    (tmp_path / "imported_once.py").write_text(
+        "import functools\nimport gc\ncollected = gc.isenabled()\n"
+        "asked = functools.lru_cache(str)\nfew = functools.lru_cache(maxsize=2)(str)\n"
+        "default = functools.lru_cache()(str)\n"
+    )
     yield "imported_once"
     sys.modules.pop("imported_once", None)
 
@@ -98,3 +104,23 @@ def test_where_the_collector_was_off_it_stays_off(module):
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_a_cache_is_as_large_as_it_says_unless_it_says_nothing(module):
+    own = functools.lru_cache
+    sizes = vars(import_at_once(module))
+    found = [sizes[name].cache_parameters()["maxsize"] for name in ("asked", "few", "default")]
+    assert found == [None, 2, 128]
+    assert sizes["asked"](7) == "7"
+    assert functools.lru_cache is own
+
+
+def test_transformers_looks_through_its_models_once():
+    code = """if True:
+        from toolkit.importing import import_at_once
+        import_at_once("transformers.models")
+        from transformers.utils.import_utils import create_import_structure_from_path as folder
+        print(folder.cache_info().hits)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 400

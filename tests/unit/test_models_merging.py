@@ -1,5 +1,7 @@
 """The policy inside the base's weights while it samples, in the base's precision or another."""
 
+import gc
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny, tiny_ppo
 from toolkit.models.merging import held_in, merge_while_generating, merged
+from toolkit.preflight.weighing import Held
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +17,11 @@ def folder(tmp_path_factory):
     return tiny.save_base(tmp_path_factory.mktemp("merging") / "base")
 
 
-def policy(folder, **more):
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **more)
+def policy(folder, target="all-linear", attention_bias=False, **more):
+    base = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attention_bias=attention_bias
+    )
+    config = LoraConfig(r=4, target_modules=target, task_type="CAUSAL_LM", **more)
     model = get_peft_model(base, config).eval()
     tiny_ppo.stir(model, 0.05)
     return model
@@ -62,13 +67,47 @@ def test_in_half_precision_the_policy_is_rounded_once(folder):
     model = policy(folder)
     wanted = model(**IDS).logits
     base = model.get_base_model()
-    with merged(model), held_in(base, torch.bfloat16):
+    with merged(model, dtype=torch.bfloat16), held_in(base, torch.bfloat16):
         found = base(**IDS).logits
         tied = base.lm_head.weight is base.model.embed_tokens.weight
     assert tied
     assert found.dtype == torch.bfloat16
     assert (found - wanted).norm() / wanted.norm() < 0.02
     assert (found - wanted).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_in_half_precision_nothing_is_held_twice(folder):
+    model = policy(folder)
+    base = model.get_base_model()
+    weights = {id(w): w for w in base.parameters()}.values()
+    with Held() as held, merged(model, dtype=torch.bfloat16), held_in(base, torch.bfloat16):
+        gc.collect()
+        # the weights themselves are seen too
+        assert held.now == sum((4 + 2) * weight.numel() for weight in weights)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@torch.no_grad()
+def test_a_head_that_shares_its_matrix_leaves_the_embeddings_alone(folder):
+    model = policy(folder, target=["lm_head", "q_proj"])
+    base = model.get_base_model()
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    wanted = model(**IDS).logits
+    with merged(model):
+        assert base.lm_head.weight is not base.model.embed_tokens.weight
+        assert torch.allclose(base(**IDS).logits, wanted, atol=1e-5)
+    assert torch.equal(model(**IDS).logits, wanted)
+
+
+@torch.no_grad()
+def test_a_trained_bias_is_no_part_of_the_base_afterwards(folder):
+    model = policy(folder, lora_bias=True, attention_bias=True, target=["q_proj"])
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    wanted = model(**IDS).logits
+    with merged(model):
+        assert torch.allclose(model.get_base_model()(**IDS).logits, wanted, atol=1e-5)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_weights_are_back_after_an_error(folder):

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.models.rollout import Ended, fast_generation
 
 
 @contextmanager
-def merged(model: PeftModel, adapter: str = "default") -> Iterator[None]:
+def merged(
+    model: PeftModel, adapter: str = "default", dtype: torch.dtype | None = None
+) -> Iterator[None]:
     """Hold one adapter inside copies of the weights; afterwards the base's own are back, bit by bit.
 
     PEFT's `unmerge_adapter` subtracts instead, which leaves what rounding makes of it in the base.
@@ -28,26 +30,34 @@ def merged(model: PeftModel, adapter: str = "default") -> Iterator[None]:
     Args:
         model: with a LoRA adapter.
         adapter: its name.
+        dtype: what each sum is rounded to; by default it stays as the weights are.
     """
     layers: list[Any] = [m for m in model.modules() if type(m) is Linear and adapter in m.lora_A]
-    kept = [layer.get_base_layer().weight.data for layer in layers]
+    kept = [dict(layer.get_base_layer()._parameters) for layer in layers]
     try:
         for layer in layers:
-            base = layer.get_base_layer()
-            base.weight.data = base.weight.data.clone()
+            own = layer.get_base_layer()._parameters
+            own |= {name: _copied(weight) for name, weight in own.items() if weight is not None}
             layer.merge(adapter_names=[adapter])
+            if dtype:
+                own["weight"] = _copied(own["weight"], dtype)
         yield
     finally:
-        for layer, weight in zip(layers, kept, strict=True):
+        for layer, weights in zip(layers, kept, strict=True):
             layer.merged_adapters.clear()
-            layer.get_base_layer().weight.data = weight
+            layer.get_base_layer()._parameters.update(weights)
+
+
+def _copied(weight: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
+    """Another parameter of the same numbers, not trained."""
+    return nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
 
 
 @contextmanager
 def held_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Compute with copies of all weights in another precision; afterwards its own are in their places.
 
-    Other parameters stand in for the model's, so that no optimizer and no hook of them notices.
+    What has that precision is not copied. Other parameters stand in for the model's, so that no optimizer and no hook of them notices.
     """
     places = [
         (module, name, weight)
@@ -92,7 +102,8 @@ def merge_while_generating(
     def generate(*args: Any, **kwargs: Any) -> Any:
         if any(hasattr(weight, "to_local") for weight in base.parameters()):
             return upstream(*args, **kwargs)  # FSDP2 holds on to its own shards of the weights
-        with merged(model), held_in(base, dtype) if fast and dtype else nullcontext():
+        half = dtype if fast else None
+        with merged(model, dtype=half), held_in(base, half) if half else nullcontext():
             return sample(*args, **kwargs)
 
     base.generate = generate

@@ -319,4 +319,4 @@ def merged(recipe: StageRecipe, model: Any, device: str) -> int:
     if {w.dtype for w in base.parameters()} != {torch.float32}:
         return 0
     is_half = recipe.get("fast", True) and mixed(recipe, device)
-    return bytes_of(weights) + (bytes_of(base.parameters()) // 2 if is_half else 0)
+    return bytes_of(base.parameters()) // 2 if is_half else bytes_of(weights)
