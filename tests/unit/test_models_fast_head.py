@@ -18,9 +18,10 @@ def given(seed: int = 0):
     return hidden, weight, torch.randint(0, V, (N,)), torch.randn(N)
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
+@pytest.fixture(autouse=True, params=[1, 2 * V, head.STRIP])
+def small_tiles(request, monkeypatch):
     monkeypatch.setattr(head, "TILE", 5 * V)  # so that there are several
+    monkeypatch.setattr(head, "STRIP", request.param)
 
 
 def ours(hidden, weight, targets, settings, outputs=OUTPUTS, rows=None, index=None):

@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from trl.trainer.utils import FusedCausalLMOutput
 
-from toolkit.models.fast import attention
+from toolkit.models.fast import attention, head
 from toolkit.models.fast.attention import Part
 from toolkit.models.fast.head import LabelLogProbs
 from toolkit.models.fast.packing import SHARED
 from toolkit.preflight.weighing import Attended, attended, masked, swapped
 
 PARTS = "weighed_parts"
+STRIP = 2**21  # logits that the head works on at a time: an eighth of the steps, and a few MB more
 
 
 @contextmanager
@@ -30,6 +31,7 @@ def weightless_parts() -> Iterator[None]:
     with (
         swapped(attention, "scaled_dot_product_attention", of_a_part),
         swapped(attention, "seen", fresh),
+        swapped(head, "STRIP", STRIP),
     ):
         yield
 

@@ -14,6 +14,8 @@ from trl.kernels import ChunkedLogProbFunction
 
 TILE = 2**24
 """Logits that are held at a time."""
+STRIP = 2**18
+"""Of these, what is worked on at a time: few enough to stay in a core's cache."""
 
 
 class LabelLogProbs(torch.autograd.Function):
@@ -66,16 +68,14 @@ class LabelLogProbs(torch.autograd.Function):
         size = max(1, TILE // len(weight))
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = (hidden[part].to(dtype) @ head.t()).float()
+            tile = hidden[part].to(dtype) @ head.t()
             with torch.autocast(device, enabled=False):
-                slope = fold(
-                    logits, targets[part], temperature, softcap, logit_scale,
-                    {name: tensor[part] for name, tensor in found.items()},
-                )  # fmt: skip
+                into = {name: tensor[part] for name, tensor in found.items()}
+                score(tile, targets[part], temperature, softcap, logit_scale, into)
             if slopes is not None:
-                slopes[part] = (slope.to(dtype) @ head).to(slopes.dtype)
+                slopes[part] = (tile @ head).to(slopes.dtype)
                 if index is not None:
-                    own[part] = slope[:, index].to(own.dtype)
+                    own[part] = tile[:, index].to(own.dtype)
         ctx.save_for_backward(slopes, own, hidden, weight, targets, index)
         ctx.scored = temperature, softcap, logit_scale, dtype
         if "is_top1" in found:
@@ -100,6 +100,25 @@ class LabelLogProbs(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 of_rows = whole[index] if of_rows is None else of_rows + whole[index]
         return of_hidden, None, of_rows, None, None, None, None, None, None
+
+
+def score(
+    tile: Tensor,
+    targets: Tensor,
+    temperature: float,
+    softcap: float | None,
+    logit_scale: float,
+    found: dict[str, Tensor],
+) -> None:
+    """Write what is asked of some tokens, and their slopes in place of their logits, (n, V).
+
+    Arguments as of `fold`, but for the precision of the logits.
+    """
+    few = max(1, STRIP // tile.shape[1])
+    for start, strip in enumerate(tile.split(few)):
+        some = slice(start * few, start * few + few)
+        into = {name: tensor[some] for name, tensor in found.items()}
+        strip.copy_(fold(strip.float(), targets[some], temperature, softcap, logit_scale, into))
 
 
 def fold(
@@ -142,12 +161,9 @@ def fold(
     total = shares.sum(-1)
     found["log_probs"].copy_(label - total.log())
     if "entropy" in found:
-        # as a product of matrices, for which no third tile is needed
-        mean = torch.bmm(shares[:, None, :], logits[:, :, None])[:, 0, 0] / total
-        found["entropy"].copy_(total.log() - mean)
+        found["entropy"].copy_(total.log() - logits.mul_(shares).sum(-1) / total)
     if "log_sum_sq_probs" in found:
-        squares = torch.bmm(shares[:, None, :], shares[:, :, None])[:, 0, 0]
-        found["log_sum_sq_probs"].copy_(squares.log() - 2 * total.log())
+        found["log_sum_sq_probs"].copy_(shares.square().sum(-1).log() - 2 * total.log())
     slope = shares.mul_(-1 / total[:, None])
     slope.scatter_add_(1, targets[:, None], torch.ones_like(label)[:, None])
     if bent is not None:
