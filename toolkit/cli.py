@@ -210,6 +210,8 @@ def inspect(words: list[str]) -> int:
     arguments.add_argument("--rows", type=count, metavar="N")
     arguments.add_argument("--json", action="store_true", dest="as_json")
     parsed, recipe = with_recipe(arguments, words)
+    import_at_once("toolkit.models")  # before PEFT imports bitsandbytes in its own way
+    import_at_once("toolkit.preflight.masks")
     from toolkit.preflight import masks
 
     if not parsed.as_json:

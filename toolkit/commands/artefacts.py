@@ -1,7 +1,6 @@
 """The commands about what was made, and about this machine."""
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from toolkit.commands.words import RUN, count, parser, seconds
+from toolkit.importing import import_at_once
 
 
 def verify(words: list[str]) -> int:
@@ -19,6 +19,7 @@ def verify(words: list[str]) -> int:
     arguments = parser("verify", "toolkit verify DIR", "Repeat the proof of what was trained.")
     arguments.add_argument("directory", metavar="DIR")
     parsed = arguments.parse_args(words)
+    import_at_once("toolkit.verification.verify")
     from toolkit.verification import verify as proofs
 
     found: list[proofs.Finding] = []
@@ -55,6 +56,7 @@ def generate(words: list[str]) -> int:
     )
     arguments.add_argument("--engine", default="transformers", help="transformers or vllm")
     parsed, rest = arguments.parse_known_args(words)
+    import_at_once("toolkit.stages.generate")
     from toolkit.stages import generate as generating
 
     lines = generating.generate(
@@ -110,6 +112,7 @@ def merge(words: list[str]) -> int:
     arguments.add_argument("--max_shard_size", default="5GB")
     arguments.add_argument("--overwrite", action="store_true")
     parsed = vars(arguments.parse_args(words))
+    import_at_once("toolkit.stages.merge")
     from toolkit.stages.merge import merge as merge_adapter
 
     done = merge_adapter(parsed.pop("directory"), **parsed)
@@ -151,7 +154,7 @@ def push(words: list[str]) -> int:
 @contextmanager
 def merged_copy(folder: str) -> Iterator[Path]:
     """An adapter inside its base, in a folder that is there as long as the block."""
-    merging = importlib.import_module("toolkit.stages.merge")
+    merging = import_at_once("toolkit.stages.merge")
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(merging.merge(folder, Path(scratch) / "merged").output_dir)
 

@@ -1,6 +1,7 @@
 """The commands that use what was trained: a talk in the terminal, and a server."""
 
 from toolkit.commands.words import RUN, count, parser, seconds
+from toolkit.importing import import_at_once
 
 
 def chat(words: list[str]) -> int:
@@ -15,6 +16,7 @@ def chat(words: list[str]) -> int:
     ):
         arguments.add_argument(f"--{flag}", metavar=metavar, help=about)
     parsed, rest = arguments.parse_known_args(words)
+    import_at_once("toolkit.stages.chat")
     from toolkit.stages import chat as chatting
 
     return chatting.chat(
@@ -50,6 +52,7 @@ def serve(words: list[str]) -> int:
         "--request_timeout", type=seconds, metavar="SECONDS", help="for a whole request; 300"
     )
     parsed, rest = arguments.parse_known_args(words)
+    import_at_once("toolkit.stages.serve")
     from toolkit.stages import serve as serving
 
     given = {
