@@ -4,10 +4,13 @@ import functools
 import gc
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+LOOKS = "transformers.utils.import_utils"
+"""Where `looking_once` has something to do."""
 
 
 def import_at_once(name: str) -> ModuleType:
@@ -29,7 +32,7 @@ def import_at_once(name: str) -> ModuleType:
         gc.collect()
     gc.disable()
     try:
-        with unbounded_caches():
+        with looking_once():
             return importlib.import_module(name)
     finally:
         if is_first:
@@ -41,16 +44,18 @@ def import_at_once(name: str) -> ModuleType:
 
 
 @contextmanager
-def unbounded_caches() -> Iterator[None]:
-    """Inside the block what is decorated with a bare `functools.lru_cache` keeps all it was asked.
+def looking_once() -> Iterator[None]:
+    """Inside the block transformers is imported with room for what it finds.
 
-    transformers 5.23 (utils/import_utils.py) looks through the sources of all its models for their
-    names, and does it twice: 128 places, which such a cache has, are too few for its 550 folders.
+    transformers 5.23 looks through the sources of all its models for their names, and does it twice:
+    the 128 places of a bare `functools.lru_cache` are too few for its 550 folders.
     """
     bounded = functools.lru_cache
 
-    def lru_cache(maxsize: int | Callable[..., Any] | None = 128, typed: bool = False) -> Any:
-        return bounded(None)(maxsize) if callable(maxsize) else bounded(maxsize, typed)
+    def lru_cache(maxsize: Any = 128, typed: bool = False) -> Any:
+        if getattr(maxsize, "__module__", None) == LOOKS:  # a function, decorated without a size
+            return bounded(None)(maxsize)
+        return bounded(maxsize, typed)
 
     functools.lru_cache = lru_cache  # type: ignore[assignment]
     try:

@@ -57,7 +57,8 @@ def _copied(weight: Tensor, dtype: torch.dtype | None = None) -> nn.Parameter:
 def held_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Compute with copies of all weights in another precision; afterwards its own are in their places.
 
-    What has that precision is not copied. Other parameters stand in for the model's, so that no optimizer and no hook of them notices.
+    What has that precision is not copied. Other parameters stand in for the model's, so that no
+    optimizer and no hook of them notices.
     """
     places = [
         (module, name, weight)
