@@ -39,10 +39,11 @@ class Judge:
     """An async reward that keeps what it was asked, and whether the model was sampling then."""
 
     def __init__(self, row_by_row):
-        self.row_by_row, self.asked = row_by_row, []
+        self.row_by_row, self.asked, self.others = row_by_row, [], set()
 
     async def __call__(self, prompts, completions, completion_ids, mark, log_extra, **columns):
         assert {"trainer_state", "log_metric"} <= columns.keys()
+        self.others |= {frozenset(columns)}
         self.asked.append((prompts, completions, completion_ids, mark))
         log_extra("mark", [f"m{each}" for each in mark])
         columns["log_metric"]("judged", 1.0)
@@ -88,6 +89,7 @@ def test_what_is_learnt_is_the_same_to_the_bit(base, tmp_path, stage, talks, ext
         for name, judge in (("late", late), ("early", early))
     ]
     assert len(late.asked) < len(early.asked)
+    assert early.others == late.others
     assert (
         early.rows() == late.rows()
     )  # each row once, with the prompt and the columns that are its
