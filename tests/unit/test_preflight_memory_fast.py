@@ -93,9 +93,8 @@ def test_prompts_that_are_shared_are_computed_once():
 
 
 def test_the_head_sees_labels_alone(monkeypatch):
-    monkeypatch.setattr(
-        weighing_fast, "STRIP", 1
-    )  # what it works on at a time is the same for any number
+    # what it works on at a time is the same for any number
+    monkeypatch.setattr(weighing_fast, "STRIP", 1)
     few, all_of_them, upstream = (
         weighed(asked=replace(ASKED, scored=scored), fast=fast)
         for scored, fast in ((16, True), (0, True), (16, False))

@@ -115,8 +115,8 @@ def score(
     Arguments as of `fold`, but for the precision of the logits.
     """
     few = max(1, STRIP // tile.shape[1])
-    for start, strip in enumerate(tile.split(few)):
-        some = slice(start * few, start * few + few)
+    for start, strip in zip(range(0, len(tile), few), tile.split(few), strict=True):
+        some = slice(start, start + few)
         into = {name: tensor[some] for name, tensor in found.items()}
         strip.copy_(fold(strip.float(), targets[some], temperature, softcap, logit_scale, into))
 
