@@ -65,6 +65,15 @@ TABLE: tuple[tuple[str, str, dict[str, Any], str, int, dict[str, Any]], ...] = (
     ("LoRA, bf16: true", "grpo", WIDE, "float32", 64,
      {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 16,
       "bf16": True}),
+    ("LoRA, bf16: true", "reward", BASE, "float32", 256,
+     {"per_device_train_batch_size": 4, "bf16": True}),
+    ("LoRA, bf16: true", "dpo", WIDE, "float32", 96,
+     {"per_device_train_batch_size": 2, "bf16": True}),
+    ("LoRA, bf16: true", "ppo", BASE, "float32", 64,
+     {"per_device_train_batch_size": 4, "max_completion_length": 16, "bf16": True}),
+    ("LoRA, bfloat16, bf16: true", "grpo", WIDE, "bfloat16", 64,
+     {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 16,
+      "bf16": True}),
 )  # fmt: skip
 
 
@@ -124,6 +133,7 @@ def recipe_of(number: int, folder: Path) -> Any:
     given: dict[str, Any] = {
         "model_name_or_path": str(folder / "base"), "dataset_name": str(file), "max_steps": 2,
         "output_dir": str(folder / "run"), "report_to": "none", "save_strategy": "no", "lora_r": 16,
+        "bf16": False,
     }  # fmt: skip
     given |= (
         {"reward_funcs": [f"{Path(__file__)}:reward"]}

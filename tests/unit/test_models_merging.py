@@ -17,10 +17,10 @@ def folder(tmp_path_factory):
     return tiny.save_base(tmp_path_factory.mktemp("merging") / "base")
 
 
-def policy(folder, target="all-linear", attention_bias=False, **more):
-    base = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attention_bias=attention_bias
-    )
+def policy(
+    folder, target="all-linear", attention_bias=False, dtype: torch.dtype = torch.float32, **more
+):
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attention_bias=attention_bias)
     config = LoraConfig(r=4, target_modules=target, task_type="CAUSAL_LM", **more)
     model = get_peft_model(base, config).eval()
     tiny_ppo.stir(model, 0.05)
@@ -74,6 +74,38 @@ def test_in_half_precision_the_policy_is_rounded_once(folder):
     assert found.dtype == torch.bfloat16
     assert (found - wanted).norm() / wanted.norm() < 0.02
     assert (found - wanted).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_over_a_base_in_half_precision_it_is_rounded_once_too(folder):
+    models = [policy(folder, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
+    half, full = models
+    full.load_state_dict(half.state_dict())  # which a base of float32 holds as they are
+    said = []
+    for model in models:
+        base = model.get_base_model()
+        with merged(model, dtype=torch.bfloat16), held_in(base, torch.bfloat16):
+            said.append(base(**IDS).logits)
+    assert torch.equal(*said)
+
+
+@torch.no_grad()
+def test_a_base_in_half_precision_is_merged_where_the_run_computes_so(folder):
+    def products(**how):
+        model = policy(folder, dtype=torch.bfloat16)
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        merge_while_generating(model, **how)
+        used = []
+        for name, module in model.named_modules():
+            if name.endswith("lora_A.default"):
+                module.register_forward_hook(lambda *_: used.append(1))
+        model.generate(**KEYS)
+        assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+        return len(used)
+
+    assert products(dtype=torch.bfloat16) == 0
+    assert products(dtype=None) > 0
+    assert products(dtype=torch.bfloat16, fast=False) > 0
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from toolkit.preflight.asked import Need
 from toolkit.preflight.findings import ERROR
 from toolkit.preflight.look import Options
 from toolkit.recipe import load_recipe
+from toolkit.stages import fast_path
 
 
 @pytest.fixture
@@ -58,23 +59,24 @@ def test_a_smaller_batch_comes_with_the_checkpointing_that_was_weighed(write, mo
     assert fix.startswith("per_device_train_batch_size 16 → 8 with")
 
 
-def test_that_bfloat16_would_be_faster_is_said_where_it_would(write, monkeypatch):
-    def said(**keys):
+def test_what_the_stage_computes_in_is_weighed_and_said(write, monkeypatch):
+    def looked(**keys):
         options = {"gpu": keys.pop("gpu", None)}
-        noted = lines(found(write(**keys), **options), "ok")
-        return any(line.startswith("bf16: true") for line in noted)
+        seen = found(write(gradient_checkpointing=False, **keys), **options)
+        facts = seen.facts["sft"]["memory"]
+        said = any(line.startswith("computed in bfloat16") for line in lines(seen, "ok"))
+        assert said == facts["rounded"]
+        return facts
 
-    monkeypatch.setattr(fits, "cpu_computes_bf16", lambda: True)
-    assert not said()  # the base is too small
-    monkeypatch.setattr(fits, "LARGE", 1000)
-    assert said()
-    for keys in (
-        {"bf16": True},
-        {"bf16": False},
-        {"fast": False},
-        {"dtype": "bfloat16"},
-        {"gpu": "T4"},
-    ):
-        assert not said(**keys), keys
-    monkeypatch.setattr(fits, "cpu_computes_bf16", lambda: False)
-    assert not said()
+    monkeypatch.setattr(fast_path, "cpu_computes_bf16", lambda: True)
+    assert not looked()["rounded"]  # the base is too small
+    monkeypatch.setattr(fast_path, "LARGE", 1000)
+    by_itself, written = looked(), looked(bf16=True)
+    assert by_itself["rounded"]
+    assert not written["rounded"]
+    kept = [each["activations"] for each in (by_itself, written, looked(bf16=False))]
+    assert kept[0] == kept[1] != kept[2]
+    for keys in ({"bf16": False}, {"fp16": True}, {"fast": False}, {"gpu": "T4"}):
+        assert not looked(**keys)["rounded"], keys
+    monkeypatch.setattr(fast_path, "cpu_computes_bf16", lambda: False)
+    assert not looked()["rounded"]

@@ -122,6 +122,55 @@ def test_activations_are_kept_where_they_fit(stage, tiny_base, tmp_path, monkeyp
         assert not written.args.activation_checkpointing
 
 
+@pytest.fixture
+def quick_in_bf16(monkeypatch):
+    """A CPU with instructions for bfloat16, and a base that is large enough to gain by them."""
+    monkeypatch.setattr(fast_path, "cpu_computes_bf16", lambda: True)
+    monkeypatch.setattr(fast_path, "LARGE", 1000)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_it_rounds_to_bfloat16_where_that_is_faster(
+    stage, tiny_base, tmp_path, quick_in_bf16, capsys
+):
+    gradients = []
+    for keys in ({}, {"bf16": True}, {"bf16": False}):
+        trainer = built(stage, tiny_base, tmp_path / str(keys), **keys)
+        assert (trainer.accelerator.mixed_precision == "bf16") == keys.get("bf16", True)
+        trainer.current_gradient_accumulation_steps = 1
+        with torch.no_grad():
+            for weight in trainer.model.parameters():
+                if weight.requires_grad:
+                    weight.fill_(0.01)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        with trainer.accelerator.autocast():
+            gradients.append(of_a_batch(trainer, [batch])[1])
+    assert torch.equal(gradients[0], gradients[1])
+    assert not torch.equal(gradients[0], gradients[2])
+    assert capsys.readouterr().out.count("bf16: true, which this CPU multiplies faster") == 1
+
+
+@pytest.mark.parametrize(
+    "keys", [{"fast": False}, {"bf16": False}, {"use_peft": False, "lora_r": None}], ids=str
+)
+def test_it_rounds_nowhere_else(keys, tiny_base, tmp_path, quick_in_bf16):
+    keys = {
+        key: value for key, value in (COMMON | STAGES["sft"] | keys).items() if value is not None
+    }
+    if "use_peft" in keys:
+        del keys["lora_dropout"]
+    trainer = toolkit.build("sft", **keys, model=str(tiny_base), output_dir=str(tmp_path))
+    assert trainer.accelerator.mixed_precision == "no"
+
+
+def test_a_small_base_and_another_cpu_do_not_round(tiny_base, tmp_path, monkeypatch):
+    for able, large in ((True, 10**6), (False, 1000)):
+        monkeypatch.setattr(fast_path, "cpu_computes_bf16", lambda able=able: able)
+        monkeypatch.setattr(fast_path, "LARGE", large)
+        trainer = built("sft", tiny_base, tmp_path / str(able))
+        assert trainer.accelerator.mixed_precision == "no"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_kept_activations_are_not_computed_again(stage, tiny_base, tmp_path, monkeypatch):
     for memory, again in ((10_000, True), (10**12, False)):
@@ -160,6 +209,15 @@ def test_what_is_saved_is_proved_to_the_bit(tiny_base, tmp_path):
         **COMMON | STAGES["sft"], model=str(tiny_base), output_dir=str(tmp_path), max_steps=2
     )
     assert result.manifest["verification"]["largest_difference"] == 0
+    assert result.manifest["mixed_precision"] == "no"
+
+
+def test_what_was_computed_in_bfloat16_is_proved_to_the_bit(tiny_base, tmp_path, quick_in_bf16):
+    result = toolkit.sft(
+        **COMMON | STAGES["sft"], model=str(tiny_base), output_dir=str(tmp_path), max_steps=2
+    )
+    assert result.manifest["verification"]["largest_difference"] == 0
+    assert result.manifest["mixed_precision"] == "bf16"
 
 
 @pytest.mark.slow  # six hundred steps

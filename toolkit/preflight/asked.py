@@ -48,6 +48,7 @@ class Need:
         files: of a CPU that loads in 4 bits, the pages of the base's files: they stay mapped.
         runtime: Python and the libraries, or the device's own.
         checkpointed: whether activations are computed a second time instead of kept.
+        rounded: whether a CPU computes in bfloat16 though no key says so.
     """
 
     base: int = 0
@@ -63,6 +64,7 @@ class Need:
     files: int = 0
     runtime: int = 0
     checkpointed: bool = False
+    rounded: bool = False
 
     @property
     def optimizer_weights(self) -> int:

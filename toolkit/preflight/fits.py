@@ -7,23 +7,22 @@ from typing import Any
 import psutil
 import torch
 
-from toolkit.models.precision import accelerator, cpu_computes_bf16
+from toolkit.models.precision import accelerator
 from toolkit.preflight import places
 from toolkit.preflight.asked import Asked, Need
 from toolkit.preflight.look import Look
-from toolkit.preflight.memory import PAIRS, ROLLOUTS, dtype_of, need
+from toolkit.preflight.memory import PAIRS, ROLLOUTS, need
 from toolkit.preflight.price import device_named
 from toolkit.preflight.schedule import batches, plan, times
 from toolkit.recipe import StageRecipe
 from toolkit.stages.disk import in_units
-from toolkit.stages.fast_path import CHECKPOINTING, decides_checkpointing, is_fast
+from toolkit.stages.fast_path import CHECKPOINTING, decides_checkpointing
 from toolkit.stages.processes import on_cpu, processes
 
 SUBJECT = "memory"
 TIGHT = 0.9  # of the memory: nothing else is on it for sure
 # bytes of what is imported once a stage trains, measured with a base of next to no weights
 LIBRARIES = 78 * 10**6
-LARGE = 10 * 10**6  # weights, from which on what bfloat16 saves is more than what it costs
 CUDA_RUNTIME = 600 * 2**20  # a CUDA context and the libraries' workspaces; not measured here
 
 
@@ -50,7 +49,8 @@ def check(look: Look) -> None:
         )
     else:
         look.ok(SUBJECT, line)
-    tell_of_bf16(look, kind)
+    if found.rounded:
+        look.ok(SUBJECT, "computed in bfloat16, which is faster on this CPU; bf16: false: float32")
     steps = plan(look)
     saves = times(look.stage, "save", steps.steps) if steps else 0
     saved = found.gradients if look.stage.get("use_peft") else found.base
@@ -74,20 +74,6 @@ def asked_of(look: Look) -> Asked:
         longest = int(stage["max_length"] or longest)
         return Asked(rows, longest)
     return Asked(rows, longest, scored=max(look.trained))
-
-
-def tell_of_bf16(look: Look, kind: str) -> None:
-    """Say that a CPU with the instructions for it computes faster in bfloat16, which nobody asked for."""
-    stage, base = look.stage, look.needs.base
-    silent = not stage.is_written("bf16") and not stage.get("load_in_4bit")
-    in_float32 = dtype_of(stage, look.config, kind) is torch.float32
-    if not (is_fast(stage, kind) and silent and in_float32 and base >= 4 * LARGE):
-        return
-    if cpu_computes_bf16():
-        look.ok(
-            SUBJECT,
-            "bf16: true makes a step some 1.5 times as fast on this CPU, rounded to bfloat16",
-        )
 
 
 def device_kind(look: Look) -> str:

@@ -46,6 +46,7 @@ from toolkit.stages.fast_path import (
     bytes_per_token,
     decides_checkpointing,
     is_fast,
+    rounds,
     there_is_room,
 )
 
@@ -118,6 +119,7 @@ def weigh(
         files=files,
         runtime=runtime,
         checkpointed=asks_checkpointing(recipe),
+        rounded=rounds(recipe, trained.num_parameters(), device),
     )
     if is_fast(recipe, device):
         found = replace(found, checkpointed=checkpoints(recipe, trained, asked, found, memory))
@@ -126,21 +128,21 @@ def weigh(
         parts = parts_of(rows, asked.length, asked.completion, prompts)
         backbone: Any = trained.get_base_model().base_model
         backbone.forward = packed(backbone.forward, parts)
-    copies = merged(recipe, trained, device) if recipe.stage in ROLLOUTS else 0
-    rounds = mixed(recipe, device)
+    is_mixed = found.rounded or mixed(recipe, device)
+    copies = merged(recipe, trained, device, is_mixed) if recipe.stage in ROLLOUTS else 0
     in_float32 = {weight.dtype for weight in trained.parameters()} == {torch.float32}
-    if rounds:
+    if is_mixed:
         trained.to(torch.bfloat16)  # what goes through it; the weights were counted as they are
     if recipe.stage in ROLLOUTS:
         found = sampled(recipe, trained, asked, held, found, copies)
-    if rounds and in_float32:
+    if is_mixed and in_float32:
         trained.float()
     if packs:
         add_in_place(trained)  # not before: what samples has the adapter inside its copies
     for weight in weights:  # of the batches before, with accumulation
         weight.grad = torch.zeros_like(weight)
     del weights
-    with autocast() if rounds and in_float32 else nullcontext():
+    with autocast() if is_mixed and in_float32 else nullcontext():
         return stepped(recipe, trained, asked, device, held, found)
 
 
@@ -265,7 +267,7 @@ def float_bytes(model: Any, config: Any) -> int:
 
 
 def mixed(recipe: StageRecipe, device: str) -> bool:
-    """Whether the stage's trainer computes in bfloat16, whatever the weights are held in."""
+    """Whether the keys have the stage's trainer compute in bfloat16, whatever the weights are held in."""
     return bool(recipe["bf16"] if recipe.is_written("bf16") else device != "cpu")
 
 
@@ -309,14 +311,18 @@ def sampled(
     return replace(found, cache=cache, sampling=sampling + copies)
 
 
-def merged(recipe: StageRecipe, model: Any, device: str) -> int:
+def merged(recipe: StageRecipe, model: Any, device: str, is_mixed: bool) -> int:
     """Bytes of the copies that hold the policy while it samples; see `toolkit.models.merging`."""
     if device != "cpu" or not isinstance(model, PeftModel):
         return 0
     layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")]
     weights = [layer.get_base_layer().weight for layer in layers]  # pyright: ignore
     base: Any = model.get_base_model()
-    if {w.dtype for w in base.parameters()} != {torch.float32}:
+    is_half = recipe.get("fast", True) and is_mixed
+    known = {torch.float32, torch.bfloat16} if is_half else {torch.float32}
+    if not {w.dtype for w in base.parameters()} <= known:
         return 0
-    is_half = recipe.get("fast", True) and mixed(recipe, device)
-    return bytes_of(base.parameters()) // 2 if is_half else bytes_of(weights)
+    if not is_half:
+        return bytes_of(weights)
+    rounded = [w for w in base.parameters() if w.dtype == torch.float32]
+    return bytes_of(rounded) // 2 + bytes_of(w for w in weights if w.dtype == torch.bfloat16)

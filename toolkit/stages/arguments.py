@@ -31,7 +31,7 @@ def device_arguments(recipe: StageRecipe) -> dict[str, Any]:
             )
         found["use_cpu"] = True
         if not recipe.is_written("bf16"):
-            found["bf16"] = False
+            found["bf16"] = False  # but see `suit_cpu`
         if recipe.get("torch_compile") and is_fast(recipe):
             found["torch_compile"] = False  # `train_fast` compiles the parts that gain by it
         return found

@@ -19,7 +19,7 @@ from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
 from toolkit.stages.dpo_trainer import TokenDPOTrainer
-from toolkit.stages.fast_path import keep_activations, train_fast
+from toolkit.stages.fast_path import suit_cpu, train_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.preferences import Preferences, check_room, prepare_pairs, tell, whole_ids
@@ -105,7 +105,7 @@ def assemble(
     trained = policy(recipe, data, parent, model)
     tell(data, trained)
     tell_weights(data)
-    keep_activations(recipe, args, trained, 2 * data.longest)
+    suit_cpu(recipe, args, trained, 2 * data.longest)
     reference = None
     if not isinstance(trained, PeftModel) and not args.precompute_ref_log_probs:
         reference = copy.deepcopy(trained)  # TRL would load it without rows for added tokens

@@ -1,4 +1,4 @@
-"""Which of a stage's work is left out on a CPU: the key `fast`, and checkpointing where memory allows."""
+"""What makes a stage fast on a CPU: the key `fast`, bfloat16, and checkpointing only where memory asks for it."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 
 from toolkit.models.fast.switch import compile_parts, slow_down, speed_up
+from toolkit.models.precision import cpu_computes_bf16
 from toolkit.recipe import StageRecipe
 from toolkit.stages.disk import in_units
 from toolkit.stages.processes import on_cpu
@@ -17,6 +18,8 @@ CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """The key, and its older name in transformers 5.23: the first wins where both are there."""
 ROOM = 0.5
 """Of the free memory, what activations may take before they are computed a second time instead."""
+LARGE = 10 * 10**6
+"""Weights from which on rounding to bfloat16 was measured to save more than it costs."""
 
 
 def is_fast(recipe: StageRecipe, device: str | None = None) -> bool:
@@ -28,6 +31,20 @@ def is_fast(recipe: StageRecipe, device: str | None = None) -> bool:
     """
     there = on_cpu() if device is None else device == "cpu"
     return bool(there and recipe.get("fast") and recipe["use_peft"])
+
+
+def rounds(recipe: StageRecipe, weights: int, device: str | None = None) -> bool:
+    """Whether a stage computes in bfloat16 on a CPU though no key says so, as by TRL's default.
+
+    Args:
+        recipe: the stage's keys.
+        weights: how many the model has.
+        device: as of `is_fast`.
+    """
+    decides = any(map(recipe.is_written, ("bf16", "fp16")))
+    quantized = recipe.get("load_in_4bit") or recipe.get("load_in_8bit")
+    is_large = weights >= LARGE and not (decides or quantized)
+    return is_large and is_fast(recipe, device) and cpu_computes_bf16()
 
 
 def decides_checkpointing(recipe: StageRecipe) -> bool:
@@ -66,10 +83,8 @@ def train_plain(trainer: Any) -> None:
         slow_down(trainer.model.get_base_model())
 
 
-def keep_activations(
-    recipe: StageRecipe, args: TrainingArguments, model: Any, longest: int
-) -> None:
-    """Turn gradient checkpointing off where the activations of a batch fit into memory.
+def suit_cpu(recipe: StageRecipe, args: TrainingArguments, model: Any, longest: int) -> None:
+    """Decide what the recipe leaves open, where a CPU computes: precision and checkpointing.
 
     Args:
         recipe: which wins where it says something of it.
@@ -77,8 +92,15 @@ def keep_activations(
         model: what is trained, before the trainer has it.
         longest: tokens of the longest row.
     """
-    if not is_fast(recipe) or decides_checkpointing(recipe):
-        return
+    if rounds(recipe, model.num_parameters()):
+        args.bf16, args.mixed_precision = True, "bf16"
+        note("bf16: true, which this CPU multiplies faster; bf16: false computes in float32")
+    if is_fast(recipe) and not decides_checkpointing(recipe):
+        keep_activations(args, model, longest)
+
+
+def keep_activations(args: TrainingArguments, model: Any, longest: int) -> None:
+    """Turn gradient checkpointing off where the activations of a batch fit into memory."""
     needed = args.per_device_train_batch_size * longest * bytes_per_token(model)
     if there_is_room(needed, psutil.virtual_memory().available):
         for key in CHECKPOINTING:  # the Trainer reads the first, TRL's trainers the second

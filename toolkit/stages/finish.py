@@ -239,10 +239,13 @@ def save(
 
 
 def watched_of(trainer: Any) -> dict[str, Any]:
-    """What doctor and guard found, for the manifest."""
+    """What doctor and guard found, and the precision computed in, for the manifest."""
     guard = trainer.reward_guard
-    diagnoses = {"diagnoses": trainer.diagnoses.for_manifest()}
-    return diagnoses | ({"guard": guard.for_manifest()} if guard is not None else {})
+    always = {
+        "diagnoses": trainer.diagnoses.for_manifest(),
+        "mixed_precision": trainer.accelerator.mixed_precision,
+    }
+    return always | ({"guard": guard.for_manifest()} if guard is not None else {})
 
 
 def what_went_wrong(trainer: Any, model: Any, expected: proof.Expected) -> str | None:

@@ -26,7 +26,7 @@ from toolkit.recipe.keys import ADAPTER
 from toolkit.rewards import Checked, OnError, checked_all, load_reward
 from toolkit.stages.adapter_reward import AdapterReward
 from toolkit.stages.arguments import build_arguments, refusals
-from toolkit.stages.fast_path import keep_activations, train_fast
+from toolkit.stages.fast_path import suit_cpu, train_fast
 from toolkit.stages.fast_rollouts import sample_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.left_out import keep_rows_out_of_the_log, leave_out_failed
@@ -282,7 +282,7 @@ def rewarded(
     )
     check_enough(given["args"], data)
     longest = max(data.lengths) + int(recipe["max_completion_length"])
-    keep_activations(recipe, given["args"], trained, longest)
+    suit_cpu(recipe, given["args"], trained, longest)
     keep_rows_out_of_the_log()
     tell(data, trained, [reward.__name__ for reward in rewards])
     # a server that cannot be reached, or was started without what TRL needs

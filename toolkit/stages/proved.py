@@ -37,7 +37,7 @@ class Saved:
         identity: what the base below an adapter is.
         failure: what is known to be wrong before anything is loaded again.
         shards: the model in memory, where no process holds it whole.
-        watched: what doctor and guard found, for the manifest.
+        watched: what doctor and guard found, and the precision computed in, for the manifest.
     """
 
     directory: Path

@@ -17,7 +17,7 @@ from toolkit.models.finite import check_weights
 from toolkit.models.load import base_arguments, loading
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
-from toolkit.stages.fast_path import keep_activations, train_fast
+from toolkit.stages.fast_path import suit_cpu, train_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.preferences import Preferences, check_room, prepare_pairs, tell, whole_ids
@@ -116,7 +116,7 @@ def assemble(
     args = reward_config(recipe, output_dir)
     trained = classifier(recipe, data, parent, model)
     tell(data, trained)
-    keep_activations(recipe, args, trained, 2 * data.longest)
+    suit_cpu(recipe, args, trained, 2 * data.longest)
     kind = trainer_class_of(recipe, WeightedRewardTrainer, trainer_class)
     with refusals(recipe):
         trainer = kind(

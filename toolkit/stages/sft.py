@@ -13,7 +13,7 @@ from toolkit.models import adapters, chatml
 from toolkit.models.load import base_arguments, load_base
 from toolkit.recipe import StageRecipe
 from toolkit.stages.arguments import build_arguments, refusals
-from toolkit.stages.fast_path import keep_activations, train_fast
+from toolkit.stages.fast_path import suit_cpu, train_fast
 from toolkit.stages.finish import save, train
 from toolkit.stages.lent import check_base, lent, tokenizer_beside
 from toolkit.stages.prepared import (
@@ -110,7 +110,7 @@ def assemble(
     trained = with_adapter(recipe, base, parent, data.change)
     kind = trainer_class_of(recipe, TokenExactSFTTrainer, trainer_class)
     tell(data, trained)
-    keep_activations(recipe, args, trained, longest_row(recipe, data))
+    suit_cpu(recipe, args, trained, longest_row(recipe, data))
     with refusals(recipe):
         trainer = kind(
             trained,
