@@ -312,7 +312,10 @@ def sampled(
 
 
 def merged(recipe: StageRecipe, model: Any, device: str, is_mixed: bool) -> int:
-    """Bytes of the copies that hold the policy while it samples; see `toolkit.models.merging`."""
+    """Bytes of the copies that hold the policy while it samples, and of what making and using them takes.
+
+    See `toolkit.models.merging`. What a base in float32 takes besides was not measured apart.
+    """
     if device != "cpu" or not isinstance(model, PeftModel):
         return 0
     layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")]
@@ -325,4 +328,8 @@ def merged(recipe: StageRecipe, model: Any, device: str, is_mixed: bool) -> int:
     if not is_half:
         return bytes_of(weights)
     rounded = [w for w in base.parameters() if w.dtype == torch.float32]
-    return bytes_of(rounded) // 2 + bytes_of(w for w in weights if w.dtype == torch.bfloat16)
+    copies = bytes_of(rounded) // 2 + bytes_of(w for w in weights if w.dtype == torch.bfloat16)
+    head = base.get_output_embeddings().weight.numel()
+    # a layer is merged in float32: its weight, what is added, and that before it is scaled; and
+    # oneDNN puts the head in another order for each token that is sampled
+    return copies + 3 * 4 * max(w.numel() for w in weights) + 2 * head
