@@ -31,7 +31,6 @@ from tests.benchmarks.scaling import FOUND
 from tests.launch import ROOT, environment
 
 DOCS = ROOT / "docs" / "benchmarks.md"
-START, END = "<!-- cpu {} -->", "<!-- end of cpu {} -->"
 STAGES = ("sft", "reward", "dpo", "grpo", "ppo")
 HEADER = (
     "stage", "stack", "step s", "x trl", "x trl-best", "first step s", "by the clock", "peak MB",
@@ -90,7 +89,19 @@ class Bench:
 
 
 def ask(*words: str, folder: Path) -> dict[str, Any]:
-    """What `cpu_step` finds in a process of its own.
+    """What `cpu_step` finds in a process of its own."""
+    return found_by(sys.executable, "tests.benchmarks.cpu_step", str(folder), *words, folder=folder)
+
+
+def found_by(python: str, module: str, *words: str, folder: Path, **more: str) -> dict[str, Any]:
+    """What a module finds in a process of its own.
+
+    Args:
+        python: the interpreter.
+        module: of which a line begins with FOUND.
+        *words: its command line.
+        folder: for the cache.
+        **more: of the environment.
 
     Raises:
         RuntimeError: if it fails, with the end of what it said.
@@ -98,8 +109,8 @@ def ask(*words: str, folder: Path) -> dict[str, Any]:
     alone = environment() | {
         "HF_DATASETS_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.benchmarks.cpu_step", str(folder), *words]
+    } | more  # fmt: skip
+    command = [python, "-m", module, *words]
     done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False, cwd=ROOT)
     for line in done.stdout.splitlines():
         if line.startswith(FOUND):
@@ -231,11 +242,16 @@ def show(bench: Bench, console: Console | None = None) -> None:
 
 def keep(bench: Bench, path: Path) -> None:
     """Put the table of this base into the page, in place of the one that it has of it."""
-    start, end = START.format(bench.shape), END.format(bench.shape)
-    lines = ["| " + " | ".join(row) + " |" for row in [list(HEADER), *rows_of(bench)]]
-    lines.insert(1, "|" + "---|" * len(HEADER))
+    put(path, f"cpu {bench.shape}", " ".join(about(bench)), [list(HEADER), *rows_of(bench)])
+
+
+def put(path: Path, name: str, about: str, rows: list[list[str]]) -> None:
+    """Put a table into a page, in place of the one of that name, with the day and a line above it."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    said = "\n".join([start, f"{day}: {' '.join(about(bench))}", "", *lines, end])
+    said = "\n".join([start, f"{day}: {about}", "", *lines, end])
     text = path.read_text(encoding="utf-8")
     if start in text:
         before, rest = text.split(start)
