@@ -45,9 +45,9 @@ class Ends:
         return tokens
 
 
-def policy(base, **how):
+def policy(base, held=torch.float32, **how):
     settings = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=held)
     model = get_peft_model(model, settings).eval()
     merge_while_generating(model, **how)
     return model
@@ -98,6 +98,13 @@ def test_a_merged_copy_in_bf16(base):
     ids = prompts(different=False)
     half, full = policy(base, dtype=torch.bfloat16), policy(base)
     gain = compared("bfloat16", lambda: seconds(half, ids), lambda: seconds(full, ids))
+    assert gain >= 1.05
+
+
+def test_a_base_in_bf16_is_merged_too(base):
+    ids, half = prompts(different=False), torch.bfloat16
+    merged, beside = policy(base, half, dtype=half), policy(base, half)
+    gain = compared("base merged", lambda: seconds(merged, ids), lambda: seconds(beside, ids))
     assert gain >= 1.05
 
 
