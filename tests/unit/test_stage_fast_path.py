@@ -151,7 +151,9 @@ def test_it_rounds_to_bfloat16_where_that_is_faster(
 
 
 @pytest.mark.parametrize(
-    "keys", [{"fast": False}, {"bf16": False}, {"use_peft": False, "lora_r": None}], ids=str
+    "keys",
+    [{"fast": False}, {"bf16": False}, {"load_in_4bit": True}, {"use_peft": False, "lora_r": None}],
+    ids=str,
 )
 def test_it_rounds_nowhere_else(keys, tiny_base, tmp_path, quick_in_bf16):
     keys = {

@@ -119,7 +119,7 @@ def weigh(
         files=files,
         runtime=runtime,
         checkpointed=asks_checkpointing(recipe),
-        rounded=rounds(recipe, trained.num_parameters(), device),
+        rounded=rounds(recipe, trained, device),
     )
     if is_fast(recipe, device):
         found = replace(found, checkpointed=checkpoints(recipe, trained, asked, found, memory))

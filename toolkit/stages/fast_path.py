@@ -33,18 +33,19 @@ def is_fast(recipe: StageRecipe, device: str | None = None) -> bool:
     return bool(there and recipe.get("fast") and recipe["use_peft"])
 
 
-def rounds(recipe: StageRecipe, weights: int, device: str | None = None) -> bool:
+def rounds(recipe: StageRecipe, model: Any, device: str | None = None) -> bool:
     """Whether a stage computes in bfloat16 on a CPU though no key says so, as by TRL's default.
 
     Args:
         recipe: the stage's keys.
-        weights: how many the model has.
+        model: what is trained.
         device: as of `is_fast`.
     """
     decides = any(map(recipe.is_written, ("bf16", "fp16")))
     quantized = recipe.get("load_in_4bit") or recipe.get("load_in_8bit")
-    is_large = weights >= LARGE and not (decides or quantized)
-    return is_large and is_fast(recipe, device) and cpu_computes_bf16()
+    if decides or quantized or not is_fast(recipe, device):
+        return False
+    return model.num_parameters() >= LARGE and cpu_computes_bf16()
 
 
 def decides_checkpointing(recipe: StageRecipe) -> bool:
@@ -92,7 +93,7 @@ def suit_cpu(recipe: StageRecipe, args: TrainingArguments, model: Any, longest: 
         model: what is trained, before the trainer has it.
         longest: tokens of the longest row.
     """
-    if rounds(recipe, model.num_parameters()):
+    if rounds(recipe, model):
         args.bf16, args.mixed_precision = True, "bf16"
         note("bf16: true, which this CPU multiplies faster; bf16: false computes in float32")
     if is_fast(recipe) and not decides_checkpointing(recipe):
