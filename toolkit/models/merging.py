@@ -37,10 +37,7 @@ def merged(
     try:
         for layer in layers:
             own = layer.get_base_layer()._parameters
-            exact = torch.float32 if dtype else None  # so that the sum is rounded once
-            own |= {
-                name: _copied(weight, exact) for name, weight in own.items() if weight is not None
-            }
+            own |= {name: _copied(weight) for name, weight in own.items() if weight is not None}
             layer.merge(adapter_names=[adapter])
             if dtype:
                 own["weight"] = _copied(own["weight"], dtype)

@@ -330,6 +330,6 @@ def merged(recipe: StageRecipe, model: Any, device: str, is_mixed: bool) -> int:
     rounded = [w for w in base.parameters() if w.dtype == torch.float32]
     copies = bytes_of(rounded) // 2 + bytes_of(w for w in weights if w.dtype == torch.bfloat16)
     head = base.get_output_embeddings().weight.numel()
-    # a layer is merged in float32: its weight, what is added, and that before it is scaled; and
-    # oneDNN puts the head in another order for each token that is sampled
-    return copies + 3 * 4 * max(w.numel() for w in weights) + 2 * head
+    # what is added to a layer is in float32, before it is scaled and after; and oneDNN puts the head
+    # in another order for each token that is sampled
+    return copies + 2 * 4 * max(w.numel() for w in weights) + 2 * head
