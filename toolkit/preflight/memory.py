@@ -312,9 +312,9 @@ def sampled(
 
 
 def merged(recipe: StageRecipe, model: Any, device: str, is_mixed: bool) -> int:
-    """Bytes of the copies that hold the policy while it samples, and of what making and using them takes.
+    """Bytes of the copies that hold the policy while it samples; see `toolkit.models.merging`.
 
-    See `toolkit.models.merging`. What a base in float32 takes besides was not measured apart.
+    In bfloat16 with what making and using them takes besides.
     """
     if device != "cpu" or not isinstance(model, PeftModel):
         return 0
