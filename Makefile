@@ -1,4 +1,4 @@
-# make demo   base, SFT, reward model, PPO and GRPO, exam: on this machine, in under six minutes
+# make demo   base, SFT, reward model, PPO and GRPO, exam: on this machine, in six to eleven minutes
 # make test   lint, types and tests
 # make bench  every promise about speed and memory, measured: steps on a CPU beside bare TRL among them
 # make drill  kill -9 at random moments until done, 200 rounds: make drill ROUNDS=20 SEED=2 FAULT=term
