@@ -59,8 +59,9 @@ def test_memory(small, stack):
     assert small.gain("sft", stack, "trl-best", "peak") >= 1
 
 
-def test_from_the_start_to_the_end_of_the_first_step(small):
-    assert small.gain("sft", "ours", "trl", "first") >= 2
+@pytest.mark.parametrize("stack", OURS)
+def test_from_the_start_to_the_end_of_the_first_step(small, stack):
+    assert small.gain("sft", stack, "trl", "first") >= 2
 
 
 @pytest.mark.parametrize("stack", OURS)
